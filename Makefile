@@ -1,0 +1,83 @@
+# lgss_keyring: `make help` lists the targets.
+
+PYTHON ?= python3
+PREFIX ?= /usr
+DESTDIR ?=
+SYSCONFDIR ?= /etc
+VENV := .venv
+BIN := $(VENV)/bin
+# Built once by `setup`: keyutils needs a build without isolation, gssapi takes
+# two minutes. Point it elsewhere to install where nothing can be built.
+WHEELS ?= $(VENV)/wheels
+LIBDIR = $(PREFIX)/lib/lgss_keyring
+SBINDIR = $(PREFIX)/sbin
+MANDIR = $(PREFIX)/share/man
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+DEPENDENCIES := keyutils gssapi python-daemon click cryptography
+
+# The interpreter itself, not a shim or a venv's link: it goes into a shebang.
+REAL_PYTHON = $(shell $(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable))')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup system-packages demo check lint test bench install uninstall clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | sort | while IFS='|' read -r t h; do printf '  %-12s %s\n' "$$t" "$$h"; done
+	@echo 'PREFIX and DESTDIR apply to install and uninstall; PYTHON chooses the interpreter.'
+
+setup: system-packages $(VENV)/.ready ## install system packages and .venv (nothing to do: quiet)
+
+system-packages:
+	@./setup-packages
+
+$(VENV)/.ready: pyproject.toml Makefile
+	@echo 'setup: building $(VENV) (gssapi is compiled, this takes some minutes once)'
+	@$(PYTHON) -c 'import sys; sys.exit("setup: Python 3.11 or newer is needed; PYTHON=... chooses one" if sys.version_info < (3, 11) else 0)'
+	@$(REAL_PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade Cython setuptools wheel pytest-runner
+	@# keyutils 0.6 ships C made by a Cython too old for Python 3.11: with Cython at
+	@# hand, and no isolation to hide it, its .pyx is translated anew.
+	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(VENV)/wheels keyutils
+	@$(PIP) wheel --find-links $(VENV)/wheels --wheel-dir $(VENV)/wheels $(DEPENDENCIES)
+	@$(PIP) install --find-links $(VENV)/wheels --editable '.[dev]'
+	@touch $@
+
+demo: setup ## show the main job on this machine, then clean up
+	@$(BIN)/python -m lgss_keyring.testing.demo
+
+lint: setup ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup ## every test (root, a real kernel and KDC)
+	$(BIN)/python -m pytest
+
+check: lint test ## lint, types and every test
+
+bench: setup ## blocked time, time to the context, CPU time (JSON=FILE keeps the figures)
+	@$(BIN)/python bench/bench_upcall.py $(if $(JSON),--json $(JSON))
+
+install: ## install for request-key(8), under PREFIX and DESTDIR
+	@test -n "$$(ls '$(WHEELS)'/gssapi-*.whl 2>/dev/null)" || $(MAKE) --no-print-directory setup
+	rm -rf '$(DESTDIR)$(LIBDIR)'
+	install -d '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(SBINDIR)' '$(DESTDIR)$(SYSCONFDIR)/request-key.d' '$(DESTDIR)$(MANDIR)/man5' '$(DESTDIR)$(MANDIR)/man8'
+	$(REAL_PYTHON) -m pip -qq --disable-pip-version-check install --no-index --find-links '$(WHEELS)' --no-compile --root-user-action ignore --target '$(DESTDIR)$(LIBDIR)' $(DEPENDENCIES)
+	rm -rf '$(DESTDIR)$(LIBDIR)/bin'
+	tar -c --exclude __pycache__ lgss_keyring | tar -x --no-same-owner -C '$(DESTDIR)$(LIBDIR)'
+	sed '1s|.*|#!$(REAL_PYTHON) -IS|' lgss_keyring.py >'$(DESTDIR)$(LIBDIR)/lgss_keyring.py'
+	chmod 755 '$(DESTDIR)$(LIBDIR)/lgss_keyring.py'
+	$(REAL_PYTHON) -m compileall -qq -s '$(DESTDIR)' '$(DESTDIR)$(LIBDIR)' || true
+	ln -sfn ../lib/lgss_keyring/lgss_keyring.py '$(DESTDIR)$(SBINDIR)/lgss_keyring'
+	sed 's|@SBINDIR@|$(SBINDIR)|' request-key.d/lgssc.conf >'$(DESTDIR)$(SYSCONFDIR)/request-key.d/lgssc.conf'
+	install -m 644 man/*.5 '$(DESTDIR)$(MANDIR)/man5'
+	install -m 644 man/*.8 '$(DESTDIR)$(MANDIR)/man8'
+
+uninstall: ## take away what install put there
+	rm -rf '$(DESTDIR)$(LIBDIR)'
+	rm -f '$(DESTDIR)$(SBINDIR)/lgss_keyring' '$(DESTDIR)$(SYSCONFDIR)/request-key.d/lgssc.conf'
+	rm -f $(patsubst man/%.5,'$(DESTDIR)$(MANDIR)/man5/%.5',$(wildcard man/*.5)) $(patsubst man/%.8,'$(DESTDIR)$(MANDIR)/man8/%.8',$(wildcard man/*.8))
+
+clean: ## remove what was built here, .venv included
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
