@@ -1,0 +1,128 @@
+"""The one family of errors.
+
+Each carries what its three readers need: an errno for the caller of
+request_key(2), a GSS major status (RFC 2743, 1.2.1.1; 0 where GSS-API was not
+involved) for the kernel, and for the administrator a sentence of what happened
+and another of what to do about it.  Native errors are kept as ``__cause__``.
+"""
+
+from __future__ import annotations
+
+import errno
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+# Routine errors of RFC 2744, 3.9.1, in the upper half's low byte (value << 16).
+GSS_S_BAD_MECH = 1 << 16
+GSS_S_BAD_MIC = 6 << 16
+GSS_S_NO_CRED = 7 << 16
+GSS_S_DEFECTIVE_TOKEN = 9 << 16
+GSS_S_CREDENTIALS_EXPIRED = 11 << 16
+GSS_S_FAILURE = 13 << 16
+GSS_S_UNAUTHORIZED = 15 << 16
+
+
+class LgssError(Exception):
+    """Base of all errors of this package.
+
+    ``reason`` is one sentence for an administrator, without secrets; ``errno`` a
+    positive errno (default by class); ``major`` a GSS major status or 0;
+    ``hint`` what to do, one sentence or empty; ``kind`` a short stable
+    word for logs and tests.
+    """
+
+    default_errno: ClassVar[int] = errno.EIO
+    default_major: ClassVar[int] = 0
+    default_hint: ClassVar[str] = ""
+    default_kind: ClassVar[str] = "internal"
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        errno: int | None = None,
+        major: int | None = None,
+        hint: str | None = None,
+        kind: str | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.errno = self.default_errno if errno is None else errno
+        self.major = self.default_major if major is None else major
+        self.hint = self.default_hint if hint is None else hint
+        self.kind = self.default_kind if kind is None else kind
+
+
+class RequestError(LgssError):
+    """The request itself is malformed: arguments, callout info, description."""
+
+    default_errno = errno.EINVAL
+    default_kind = "bad-request"
+    default_hint = "nothing to repair here if no Lustre client made this request: any local user can send one"
+
+
+class RefusedError(LgssError):
+    """The request is well-formed, but the requestor may not ask for this."""
+
+    default_errno = errno.EACCES
+    default_major = GSS_S_UNAUTHORIZED
+    default_kind = "refused"
+
+
+class ConfigError(LgssError):
+    """The configuration file cannot be used."""
+
+    default_errno = errno.EINVAL
+    default_kind = "config"
+
+
+class ResolutionError(LgssError):
+    """A NID or host name cannot be turned into the peer's address or name."""
+
+    default_errno = errno.EHOSTUNREACH
+    default_kind = "name"
+
+
+class CredentialError(LgssError):
+    """There is no usable credential for the initiator."""
+
+    default_errno = errno.ENOKEY
+    default_major = GSS_S_NO_CRED
+    default_kind = "no-credential"
+
+
+class MechanismError(LgssError):
+    """The mechanism failed: KDC, ticket, token, enctype."""
+
+    default_errno = errno.EACCES
+    default_major = GSS_S_FAILURE
+    default_kind = "mechanism"
+
+
+class ChannelError(LgssError):
+    """The way to the acceptor failed: connection, RPC, malformed reply."""
+
+    default_errno = errno.ECONNREFUSED
+    default_kind = "channel"
+
+
+class PayloadError(LgssError):
+    """Bytes that are not a valid key payload or context."""
+
+    default_errno = errno.EBADMSG
+    default_kind = "payload"
+
+
+class KeyOperationError(LgssError):
+    """A key operation failed; ``errno`` is the kernel's."""
+
+    default_kind = "key"
+
+
+class LimitError(LgssError):
+    """A time limit of ours was hit; the reason names it, the hint the setting."""
+
+    default_errno = errno.ETIMEDOUT
+    default_kind = "limit"
