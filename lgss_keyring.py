@@ -1,0 +1,87 @@
+#!/usr/bin/python3 -IS
+"""lgss_keyring: what /sbin/request-key runs when a kernel wants a GSS context.
+
+A process waits in request_key(2) until this one has exited, so it does what only
+it can do and leaves: DESIGN.md, "One upcall", steps 1 to 4. The child it forks does
+the rest, in lgss_keyring/upcall.py; what is not for us goes to refusal.py.
+
+No script is cached by Python: this one is compiled at each upcall, 0.1 ms for every
+15 statements. Hence its shortness, and what can live elsewhere does.
+"""
+
+import os
+import sys
+
+# Installed or staged, package and dependencies lie beside the file that the link
+# in sbin points to. Behind the standard library, whose names nobody may take over.
+sys.path.append(os.path.dirname(os.path.realpath(__file__)))
+
+from lgss_keyring import keyctl  # noqa: E402
+
+OPTIONS = {"-R": "realm", "--realm": "realm", "--config": "config", "--timeout": "timeout"}
+
+
+def main(words: list[str]) -> int:
+    # Whoever holds a lock that we need, the requestor shall have his answer.
+    keyctl.alarm(5)
+    options = {"timeout": "30"}
+    while len(words) > 1 and words[0] in OPTIONS:
+        options[OPTIONS[words[0]]] = words[1]
+        words = words[2:]
+    try:
+        operation, serial, key_type, description, _, _, _, thread, process, session = words
+        key, timeout = int(serial), int(options["timeout"])
+        user = key_type == "user" and description.startswith("lgss:")
+        if operation != "create" or not (user or key_type == "lgssc") or not 1 < timeout <= 3600:
+            raise ValueError
+        keyctl.assume_authority(key)
+        # With these links a credential that lives only there stays in the child's
+        # reach when the authority is gone (PROTOCOL 10). A requestor may have no such
+        # keyring, or a revoked one.
+        for ring in (session, thread, process):
+            try:
+                keyctl.link(int(ring), keyctl.KEY_SPEC_SESSION_KEYRING)
+            except OSError:
+                pass
+        ready, go = os.pipe()
+        if os.fork() == 0:
+            os.close(go)
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            # Nothing to read means that the key was never instantiated: nobody to serve.
+            # Then until the end: our parent is out of the way, its memory freed, and
+            # does not share its last millisecond with the imports to come.
+            if os.read(ready, 1) and not os.read(ready, 1):
+                os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+                serve(key, options, words)
+            os._exit(0)
+        if user:
+            keyctl.set_timeout(key, timeout)
+            # The link makes the child the key's possessor, whoever it becomes.
+            own = keyctl.get_keyring_id(keyctl.KEY_SPEC_SESSION_KEYRING)
+            keyctl.instantiate(key, b"\0", own)
+        else:
+            # No payload, and NEVER our own keyring as destination: this type links
+            # itself there, and naming it hangs us in the kernel (PROTOCOL 7).
+            keyctl.instantiate(key, None, 0)
+        os.write(go, b"1")
+        return 0
+    except (ValueError, OSError) as error:
+        from lgss_keyring import refusal
+
+        return refusal.refuse(sys.argv[1:], error)
+
+
+def serve(key: int, options: dict[str, str], words: list[str]) -> None:
+    try:
+        from lgss_keyring import upcall
+
+        upcall.run(key, options, words)
+    except BaseException as error:  # a damaged installation must not leave the caller waiting
+        from lgss_keyring import refusal
+
+        refusal.last_resort(key, error)
+
+
+if __name__ == "__main__":
+    # Not sys.exit: tearing the interpreter down would be paid for by the caller.
+    os._exit(main(sys.argv[1:]))

@@ -1,0 +1,66 @@
+"""Every key operation for the rest of the package.
+
+Over python-keyutils, and over :mod:`lgss_keyring.keyctl` where that has none.  All
+raise :class:`~lgss_keyring.errors.KeyOperationError` with the kernel's errno, and
+the native error as cause.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import keyutils
+
+from . import keyctl
+from .errors import KeyOperationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Answers to an update that mean that nobody waits for this key any more
+# (PROTOCOL 7): ENOKEY also stands for an invalidated and collected key.
+GONE = frozenset({errno.EKEYREVOKED, errno.EKEYEXPIRED, errno.EACCES, errno.ENOKEY})
+
+
+def _call(what: str, key: int, function: Callable[..., object], *arguments: object) -> object:
+    try:
+        return function(*arguments)
+    except (keyutils.Error, OSError) as error:
+        number = int(error.args[0])
+        raise KeyOperationError(
+            f"cannot {what} key {key}: {os.strerror(number)}", errno=number, kind="key"
+        ) from error
+
+
+def update(key: int, payload: bytes) -> None:
+    """Replace the payload; a ``user`` key loses its timeout by it (PROTOCOL 10)."""
+    _call("update", key, keyutils.update_key, key, payload)
+
+
+def set_timeout(key: int, seconds: int) -> None:
+    """Let ``key`` expire in ``seconds`` (0: never)."""
+    _call("set the timeout of", key, keyutils.set_timeout, key, seconds)
+
+
+def read(key: int) -> bytes:
+    """The payload of ``key``; type ``lgssc`` cannot be read (EOPNOTSUPP)."""
+    return bytes(_call("read", key, keyutils.read_key, key))  # type: ignore[call-overload, no-any-return]
+
+
+def unlink_requestor(keyrings: tuple[int, ...]) -> None:
+    """Take the requestor's keyrings out of our session keyring again.
+
+    Before the machine's credential is looked for: with a user's session keyring
+    linked, root would resolve ``KEYRING:session`` to that user's TGT (PROTOCOL
+    10).  A keyring that the front could not link is not there: no error.  Any other
+    failure is one, for then the user's credential would still be in reach.
+    """
+    for ring in keyrings:
+        if ring:
+            try:
+                _call("unlink", ring, keyutils.unlink, ring, keyctl.KEY_SPEC_SESSION_KEYRING)
+            except KeyOperationError as error:
+                if error.errno not in (errno.ENOENT, *GONE):
+                    raise

@@ -1,0 +1,127 @@
+"""What the front does when there is nothing to negotiate.
+
+Away from the front itself, because that is compiled at every upcall.  Imports as
+little as the front does: it must work when the rest of the installation does not.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+from . import keyctl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+USAGE = """\
+usage: lgss_keyring [-R REALM] [--config FILE] [--timeout SECONDS]
+                    create KEY TYPE DESC CALLOUT UID GID THREAD PROCESS SESSION
+
+Negotiates a GSS context for a key that request_key(2) is making. Run by
+/sbin/request-key for a line of /etc/request-key.d/*.conf, not by hand:
+  create lgssc * * /usr/sbin/lgss_keyring %o %k %t %d %c %u %g %T %P %S
+
+  -R, --realm REALM  the realm of the machine's own principals
+  --config FILE      configuration (default: /etc/lgss_keyring.toml, if there)
+  --timeout SECONDS  life of a `user` key whose negotiation does not end (2 to
+                     3600, default 30)
+  -h, --help         this text
+
+See lgss_keyring(8).
+"""
+OPTIONS = ("-R", "--realm", "--config", "--timeout")
+# Long enough for the requestor to see it, too short to outlive a repair.
+REJECTED_LIFE = 1
+FAILURE_LIFE = 2
+
+
+def refuse(arguments: Sequence[str], error: Exception) -> int:
+    """Reject the key that ``arguments`` name, if they name one of ours, and say why.
+
+    ``error`` is what stopped the front: an ``OSError`` of its own calls, or a
+    ``ValueError`` for arguments that :func:`why` finds the words for.  Returns the
+    exit status: 0 for ``--help``, 2 for wrong usage by hand, else 1.
+    """
+    if arguments and arguments[0] in ("-h", "--help"):
+        os.write(1, USAGE.encode())
+        return 0
+    number = errno.EINVAL
+    reason = why(arguments)
+    key = _serial(arguments)
+    if isinstance(error, OSError):
+        number = error.errno or errno.EIO
+        reason = f"{error.filename or 'fork'}: {os.strerror(number)}"
+    if key:
+        try:
+            keyctl.assume_authority(key)
+            keyctl.reject(key, REJECTED_LIFE, number)
+        except OSError as failure:
+            reason += f"; and key {key} is not ours to reject: {failure.strerror}"
+    if os.isatty(2):
+        os.write(2, f"lgss_keyring: {reason}\n{USAGE}".encode())
+        return 2
+    _log(key, arguments, reason, number)
+    return 1
+
+
+def why(arguments: Sequence[str]) -> str:
+    """In words what is wrong with the arguments of a call."""
+    words = list(arguments)
+    while words and words[0].startswith("-"):
+        if words[0] not in OPTIONS or len(words) < 2:
+            return f"unknown or incomplete option {words[0]!a:.40}"
+        if words[0] == "--timeout" and not (words[1].isdecimal() and 1 < int(words[1][:6]) <= 3600):
+            return f"--timeout takes 2 to 3600 seconds, not {words[1]!a:.40}"
+        words = words[2:]
+    if len(words) != 10:
+        return f"10 arguments are needed from `create` on, {len(words)} were given"
+    if words[0] != "create":
+        return f"operation {words[0]!a:.40} is not `create`"
+    if words[2] not in ("lgssc", "user"):
+        return f"a key of type {words[2]!a:.40} is not ours"
+    if words[2] == "user" and not words[3].startswith("lgss:"):
+        return f"a user key named {words[3]!a:.60} is not ours: those begin with lgss:"
+    return f"key serial {words[1]!a:.40} is not a positive number"
+
+
+def last_resort(key: int, error: BaseException) -> None:
+    """Answer the key when the package itself cannot be loaded, with ELIBACC."""
+    # PROTOCOL 7's failure payload: u32 0, s32 -errno, u32 no GSS status.
+    failure = bytes(4) + (-errno.ELIBACC).to_bytes(4, sys.byteorder, signed=True) + bytes(4)
+    try:
+        keyctl.update(key, failure)
+        keyctl.set_timeout(key, FAILURE_LIFE)
+    finally:
+        import syslog
+
+        syslog.openlog("lgss_keyring", syslog.LOG_PID, syslog.LOG_AUTHPRIV)
+        syslog.syslog(syslog.LOG_ERR, f"key {key}: {type(error).__name__}: {error}; reinstall lgss_keyring")
+
+
+def _serial(arguments: Sequence[str]) -> int:
+    """The key's serial wherever it stands behind `create` or another operation, or 0."""
+    words = list(arguments)
+    while len(words) > 1 and words[0].startswith("-"):
+        words = words[2:]
+    text = words[1] if len(words) > 1 else ""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 2**31 else 0
+
+
+def _log(key: int, arguments: Sequence[str], reason: str, number: int) -> None:
+    # In a child: the caller shall not wait for a log either.
+    try:
+        if os.fork() != 0:
+            return
+    except OSError:
+        return
+    try:
+        from . import upcall
+
+        words = list(arguments)
+        config = words[words.index("--config") + 1] if "--config" in words[:-1] else None
+        upcall.log_refusal(key, config, reason, number)
+    finally:
+        os._exit(1)
