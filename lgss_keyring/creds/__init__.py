@@ -1,0 +1,1 @@
+"""Where the initiator's credential comes from: one module for each kind."""

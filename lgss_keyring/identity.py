@@ -1,0 +1,94 @@
+"""Becoming the user, with no way back.
+
+A worker that has passed :func:`become` has the user's real, effective and saved
+ids, one group, no capability and no_new_privs (DESIGN, "Privilege separation").
+The C program keeps a saved uid 0 to switch back with; here that part stays with
+another process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import pwd
+import signal
+
+from .errors import LgssError
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NO_NEW_PRIVS = 38
+
+# What request-key gives us, and nothing inherited beyond it: libkrb5 obeys a
+# dozen variables (LESSONS, CVE-2009-0360).
+ENVIRONMENT = {"HOME": "/", "PATH": "/sbin:/bin:/usr/sbin:/usr/bin"}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def replace_environment(krb5_config: str) -> None:
+    """Start over with a fixed environment; ``krb5_config`` (a path, or empty for
+    the library's default) becomes KRB5_CONFIG."""
+    os.environ.clear()
+    os.environ.update(ENVIRONMENT)
+    if krb5_config:
+        os.environ["KRB5_CONFIG"] = krb5_config
+
+
+def primary_group(uid: int, fallback: int) -> int:
+    """The primary gid of ``uid`` by passwd(5), or ``fallback`` for a user without an
+    entry.  The name service may block: call it where a deadline holds."""
+    try:
+        return pwd.getpwuid(uid).pw_gid
+    except KeyError:
+        return fallback
+
+
+def become(uid: int, gid: int) -> None:
+    """Become ``uid`` and ``gid`` for good; with uid 0 only the groups change.
+
+    Raises :class:`LgssError` if anything of root is left afterwards, whatever the
+    reason (securebits, a security module): the caller must end the process then.
+    """
+    try:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        _prctl(PR_SET_NO_NEW_PRIVS, 1)
+        # Nobody of that uid may look into us: the change of ids has cleared this
+        # flag already, unless /proc/sys/fs/suid_dumpable says otherwise.
+        _prctl(PR_SET_DUMPABLE, 0)
+    except OSError as error:
+        raise LgssError(f"cannot become uid {uid}, gid {gid}: {error.strerror}", errno=errno.EPERM) from error
+    if uid != 0 and (os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or _capable()):
+        raise LgssError(f"uid {uid} would keep privileges of root", errno=errno.EPERM)
+
+
+def die_with(parent: int) -> None:
+    """Let the kernel end this process (SIGKILL) when ``parent`` ends.
+
+    A change of ids clears this (prctl(2)), so it is said again after :func:`become`.
+    """
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # It may have ended just before: then nobody would tell us any more.
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _prctl(option: int, value: int) -> None:
+    zero = ctypes.c_ulong(0)
+    if _libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), zero, zero, zero) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _capable() -> bool:
+    """Whether this process holds or could regain a capability without execve(2)."""
+    # /proc/self belongs to root now that we are not dumpable, but `status` is
+    # readable to everybody.
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith(("CapEff:", "CapPrm:", "CapAmb:")) and int(line.split()[1], 16):
+                return True
+    return False

@@ -1,0 +1,82 @@
+"""Log lines: where they go, and that no value can forge one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lgss_keyring.log import Log, printable
+
+
+def receiver(path: Path) -> socket.socket:
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    server.bind(str(path))
+    server.settimeout(2)
+    return server
+
+
+def test_journal_gets_fields_and_syslog_nothing(tmp_path: Path) -> None:
+    with receiver(tmp_path / "journal") as journal, receiver(tmp_path / "syslog") as syslog:
+        log = Log("info", "", str(tmp_path / "journal"), str(tmp_path / "syslog"))
+        log.bind(key=42, uid=1000)
+        log.event("warning", "key 42: no ticket", error="no-ticket")
+        lines = journal.recv(4096).decode().split("\n")
+        syslog.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            syslog.recv(1)
+    assert {"MESSAGE=key 42: no ticket", "PRIORITY=4", "SYSLOG_IDENTIFIER=lgss_keyring"} <= set(lines)
+    assert {"LGSS_KEY=42", "LGSS_UID=1000", "LGSS_ERROR=no-ticket"} <= set(lines)
+
+
+def test_syslog_is_used_where_there_is_no_journal(tmp_path: Path) -> None:
+    with receiver(tmp_path / "syslog") as syslog:
+        Log("info", "", str(tmp_path / "none"), str(tmp_path / "syslog")).event("error", "broken")
+        line = syslog.recv(4096).decode()
+    assert line.startswith(f"<{10 * 8 + 3}>") and line.endswith(f"lgss_keyring[{os.getpid()}]: broken")
+
+
+def test_a_full_journal_does_not_block(tmp_path: Path) -> None:
+    with receiver(tmp_path / "journal"):
+        log = Log("info", "", str(tmp_path / "journal"), str(tmp_path / "none"))
+        for _ in range(2000):
+            log.event("error", "x" * 1000)
+
+
+def test_file_is_private_and_below_level_nothing_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = Log("warning", str(path), str(tmp_path / "none"), str(tmp_path / "none"))
+    log.event("info", "too quiet")
+    assert not path.exists()
+    log.event("warning", "loud", error="x y")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    line = path.read_text()
+    assert " warning: loud | " in line and "LGSS_ERROR=x_y" in line and line.endswith("\n")
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to(tmp_path / "elsewhere")
+    Log("info", str(tmp_path / "log"), "/nonexistent", "/nonexistent").event("error", "x")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@given(st.text(max_size=300))
+def test_hostile_text_stays_one_line_and_one_field(text: str) -> None:
+    safe = printable(text, 100)
+    assert safe.isascii() and safe.isprintable() and len(safe) <= 100
+
+
+@given(text=st.text(max_size=100), value=st.text(max_size=100))
+def test_a_message_cannot_forge_fields(tmp_path_factory: pytest.TempPathFactory, text: str, value: str) -> None:
+    path = tmp_path_factory.mktemp("log") / "log"
+    log = Log("info", str(path), "/nonexistent", "/nonexistent")
+    log.event("error", f"{text} | LGSS_KEY=1\nnext", error=value + " LGSS_KEY=2")
+    line = path.read_text()
+    assert line.count("\n") == 1
+    fields = dict(word.split("=", 1) for word in line.rstrip("\n").rpartition(" | ")[2].split(" "))
+    assert set(fields) == {"LGSS_ERROR", "LGSS_MS"}

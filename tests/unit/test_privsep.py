@@ -1,0 +1,195 @@
+"""The worker's messages: round trips, and a hostile peer at the other end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lgss_keyring import payload, privsep
+from lgss_keyring.negotiation import Established, Failed
+from lgss_keyring.privsep import Answer, ProtocolError, Worker
+
+ESTABLISHED = Established(128, b"handle", b"context", 2_000_000_000, "alice@LGSS.TEST")
+FAILED = Failed(errno.ENOKEY, 7 << 16, "no-ticket", "there is no ticket", "run kinit")
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=200)
+
+
+def ignore(level: str, text: str) -> None:
+    pass
+
+
+def wait(worker: Worker, seconds: float = 5.0) -> Answer:
+    return worker.wait(time.monotonic() + seconds, f"{seconds:g} s", "[upcall] timeout", ignore)
+
+
+def test_established_comes_back_as_a_payload() -> None:
+    answer = privsep.unpack(privsep.pack_outcome(ESTABLISHED))
+    assert isinstance(answer, Answer)
+    assert payload.unpack(answer.payload) == payload.ContextPayload(128, b"handle", b"context")
+    assert (answer.endtime, answer.initiator, answer.failure) == (2_000_000_000, "alice@LGSS.TEST", None)
+
+
+@given(st.integers(1, 4095), st.integers(0, 2**32 - 1), texts, texts, texts)
+def test_failed_comes_back_whole(number: int, major: int, kind: str, reason: str, hint: str) -> None:
+    failed = Failed(number, major, kind, reason, hint)
+    answer = privsep.unpack(privsep.pack_outcome(failed))
+    assert isinstance(answer, Answer)
+    assert answer.failure == failed
+    assert payload.unpack(answer.payload) == payload.FailurePayload(number, major)
+
+
+@given(st.sampled_from(["debug", "info", "warning"]), texts)
+def test_steps_come_back(level: str, text: str) -> None:
+    assert privsep.unpack(privsep.pack_step(level, text)) == (level, text)
+
+
+@given(st.binary(max_size=privsep.MESSAGE_LIMIT))
+def test_any_bytes_are_a_message_or_a_protocol_error(data: bytes) -> None:
+    try:
+        privsep.unpack(data)
+    except ProtocolError:
+        pass
+
+
+@settings(max_examples=300)
+@given(st.sampled_from([ESTABLISHED, FAILED]), st.data())
+def test_damaged_messages_never_pass_on_what_is_not_a_payload(
+    outcome: Established | Failed, data: st.DataObject
+) -> None:
+    message = bytearray(privsep.pack_outcome(outcome))
+    at = data.draw(st.integers(0, len(message) - 1))
+    message[at] ^= data.draw(st.integers(1, 255))
+    cut = data.draw(st.integers(0, len(message)))
+    try:
+        answer = privsep.unpack(bytes(message[:cut]))
+    except ProtocolError:
+        return
+    if isinstance(answer, Answer):
+        payload.unpack(answer.payload)
+
+
+def test_a_failure_payload_cannot_be_called_a_context() -> None:
+    packed = payload.FailurePayload(errno.EACCES, 0).pack()
+    message = privsep._ESTABLISHED.pack(b"E", 2_000_000_000, len(packed)) + packed
+    with pytest.raises(ProtocolError):
+        privsep.unpack(message)
+
+
+@pytest.mark.parametrize("number", [0, 4096, 2**32 - 1])
+def test_errno_must_be_one(number: int) -> None:
+    with pytest.raises(ProtocolError):
+        privsep.unpack(privsep._FAILED.pack(b"F", number, 0) + b"a\0b\0c")
+
+
+def test_worker_answers_and_is_waited_for() -> None:
+    steps: list[tuple[str, str]] = []
+
+    def work(report: privsep.Report) -> Established | Failed:
+        report("debug", f"in another process than {os.getppid()}")
+        report("warning", "second")
+        return ESTABLISHED
+
+    worker = Worker(work)
+    pid = worker.pid
+    answer = worker.wait(time.monotonic() + 5, "5 s", "x", lambda level, text: steps.append((level, text)))
+    assert answer.failure is None
+    assert steps == [("debug", f"in another process than {os.getpid()}"), ("warning", "second")]
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_exception_in_the_worker_is_a_failure() -> None:
+    def work(report: privsep.Report) -> Established | Failed:
+        raise RuntimeError("what now")
+
+    answer = wait(Worker(work))
+    assert answer.failure is not None
+    assert (answer.failure.kind, answer.failure.errno) == ("internal", errno.EIO)
+    assert "RuntimeError: what now" in answer.failure.reason
+
+
+def test_silent_worker_is_killed_at_the_deadline_and_the_limit_named() -> None:
+    def work(report: privsep.Report) -> Established | Failed:
+        report("debug", "asking the KDC")
+        time.sleep(60)
+        return ESTABLISHED
+
+    worker = Worker(work)
+    pid = worker.pid
+    started = time.monotonic()
+    answer = worker.wait(started + 0.3, "0.3 s", "[upcall] timeout", ignore)
+    assert 0.25 < time.monotonic() - started < 2
+    assert answer.failure is not None and answer.failure.errno == errno.ETIMEDOUT
+    assert "0.3 s" in answer.failure.reason and "asking the KDC" in answer.failure.reason
+    assert "[upcall] timeout" in answer.failure.hint
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_killed_worker_is_an_error_at_once() -> None:
+    def work(report: privsep.Report) -> Established | Failed:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return ESTABLISHED
+
+    started = time.monotonic()
+    answer = wait(Worker(work))
+    assert time.monotonic() - started < 2
+    assert answer.failure is not None and answer.failure.kind == "worker-died"
+    assert "signal 9" in answer.failure.reason
+
+
+def _hostile(messages: list[bytes]) -> Worker:
+    """A worker that says what it likes, over the very socket it was given."""
+
+    class Hostile(Worker):
+        pass
+
+    original = privsep._serve
+
+    def serve(theirs: object, work: object) -> None:
+        for message in messages:
+            theirs.send(message)  # type: ignore[attr-defined]
+        time.sleep(60)
+
+    privsep._serve = serve
+    try:
+        return Hostile(lambda report: ESTABLISHED)
+    finally:
+        privsep._serve = original
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [b"X"],
+        [b"S"],
+        [b"Sx" + b"unknown level"],
+        [b"Sd" + bytes(privsep.TEXT_LIMIT + 1)],
+        [b"E" + bytes(privsep.MESSAGE_LIMIT)],
+        [b"E" + bytes(privsep.MESSAGE_LIMIT + 100)],
+        [b"F\1\0\0\0\0\0\0\0one\0two"],
+        [b"Sdstep"] * (privsep.STEP_LIMIT + 1),
+    ],
+    ids=["kind", "empty", "level", "long-step", "bad-context", "over-long", "two-texts", "flood"],
+)
+def test_hostile_worker_is_ended_with_an_error(messages: list[bytes]) -> None:
+    worker = _hostile(messages)
+    pid = worker.pid
+    answer = wait(worker)
+    assert answer.failure is not None
+    assert answer.failure.kind == "worker-protocol"
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_only_the_first_answer_counts() -> None:
+    other = Failed(errno.EIO, 0, "late", "a second answer", "")
+    answer = wait(_hostile([privsep.pack_outcome(FAILED), privsep.pack_outcome(other)]))
+    assert answer.failure == FAILED

@@ -1,0 +1,189 @@
+"""The channel against hand-made servers: what it sends, and what it accepts."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lgss_keyring.channel import Reply
+from lgss_keyring.channel.rpcsec_gss import REPLY_LIMIT, Reader, RpcsecGssChannel
+from lgss_keyring.errors import ChannelError
+
+Serve = Callable[[socket.socket, bytes], None]
+
+
+@contextmanager
+def server(serve: Serve, timeout: float = 2.0) -> Iterator[RpcsecGssChannel]:
+    """One connection, each record passed on to ``serve``."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def run() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(5)
+            try:
+                while True:
+                    mark = connection.recv(4, socket.MSG_WAITALL)
+                    if len(mark) < 4:
+                        return
+                    length = struct.unpack(">I", mark)[0] & 0x7FFFFFFF
+                    serve(connection, connection.recv(length, socket.MSG_WAITALL))
+            except OSError:
+                return
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    channel = RpcsecGssChannel("127.0.0.1", listener.getsockname()[1], 0x20004C47, 1, 1.0, timeout)
+    try:
+        yield channel
+    finally:
+        channel.close()
+        listener.close()
+        thread.join(5)
+
+
+def record(body: bytes) -> bytes:
+    return struct.pack(">I", 1 << 31 | len(body)) + body
+
+
+def opaque(data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + data + bytes(-len(data) % 4)
+
+
+def accepted(xid: bytes, result: bytes, verifier: bytes = b"mic!", flavor: int = 6, state: int = 0) -> bytes:
+    return record(
+        xid + struct.pack(">III", 1, 0, flavor) + opaque(verifier) + struct.pack(">I", state) + result
+    )
+
+
+def init_res(major: int = 0, minor: int = 0, window: int = 128, handle: bytes = b"hdl", token: bytes = b"tok") -> bytes:
+    return opaque(handle) + struct.pack(">III", major, minor, window) + opaque(token)
+
+
+def answer_with(make: Callable[[bytes], bytes]) -> Serve:
+    return lambda connection, call: connection.sendall(make(call[:4]))
+
+
+def test_init_call_is_the_rfcs() -> None:
+    calls: list[bytes] = []
+
+    def serve(connection: socket.socket, call: bytes) -> None:
+        calls.append(call)
+        connection.sendall(accepted(call[:4], init_res()))
+
+    with server(serve) as channel:
+        reply = channel.exchange(b"token", b"")
+        assert reply == Reply(b"hdl", 0, 0, 128, b"tok", (b"\0\0\0\x80", b"mic!"))
+        channel.exchange(b"second", b"hdl")
+    credential = struct.pack(">IIIII", 1, 1, 0, 1, 0)
+    rest = struct.pack(">IIIIII", 0, 2, 0x20004C47, 1, 0, 6) + opaque(credential) + bytes(8)
+    assert calls[0][4:] == rest + opaque(b"token")
+    credential = struct.pack(">IIII", 1, 2, 0, 1) + opaque(b"hdl")
+    rest = struct.pack(">IIIIII", 0, 2, 0x20004C47, 1, 0, 6) + opaque(credential) + bytes(8)
+    assert calls[1][4:] == rest + opaque(b"second")
+    assert calls[0][:4] != calls[1][:4]
+
+
+def test_one_byte_and_empty_fragments_are_legal() -> None:
+    def serve(connection: socket.socket, call: bytes) -> None:
+        body = accepted(call[:4], init_res())[4:]
+        pieces = [struct.pack(">I", 0)]
+        pieces += [struct.pack(">I", 1) + body[i : i + 1] for i in range(len(body))]
+        connection.sendall(b"".join(pieces) + struct.pack(">I", 1 << 31))
+
+    with server(serve) as channel:
+        assert channel.exchange(b"t", b"").handle == b"hdl"
+
+
+def test_replies_to_other_calls_are_passed_over() -> None:
+    def serve(connection: socket.socket, call: bytes) -> None:
+        stray = bytes(b ^ 0xFF for b in call[:4])
+        connection.sendall(accepted(stray, init_res()) + accepted(call[:4], init_res(token=b"mine")))
+
+    with server(serve) as channel:
+        assert channel.exchange(b"t", b"").token == b"mine"
+
+
+def test_no_verifier_is_wanted_before_the_last_leg() -> None:
+    with server(answer_with(lambda xid: accepted(xid, init_res(major=1), b"", 0))) as channel:
+        reply = channel.exchange(b"t", b"")
+    assert (reply.major, reply.proof) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("make", "number", "kind"),
+    [
+        (lambda xid: accepted(xid, init_res(), b"", 0), errno.EPROTO, "bad-verifier"),
+        (lambda xid: accepted(xid, init_res() + b"\0\0\0\0"), errno.EPROTO, "malformed-reply"),
+        (lambda xid: accepted(xid, init_res()[:-1]), errno.EPROTO, "malformed-reply"),
+        (lambda xid: accepted(xid, init_res(handle=bytes(1025))), errno.EPROTO, "malformed-reply"),
+        (lambda xid: accepted(xid, init_res(), bytes(401)), errno.EPROTO, "malformed-reply"),
+        (lambda xid: accepted(xid, init_res(token=b"x")[:-1] + b"\1"), errno.EPROTO, "malformed-reply"),
+        (lambda xid: accepted(xid, b"", state=1), errno.EPROTONOSUPPORT, "rpc-refused"),
+        (lambda xid: accepted(xid, b"", state=99), errno.EPROTONOSUPPORT, "rpc-refused"),
+        (lambda xid: record(xid + struct.pack(">IIIII", 1, 1, 0, 3, 4)), errno.EPROTONOSUPPORT, "rpc-refused"),
+        (lambda xid: record(xid + struct.pack(">IIII", 1, 1, 1, 13)), errno.EACCES, "start-again"),
+        (lambda xid: record(xid + struct.pack(">IIII", 1, 1, 1, 2)), errno.EACCES, "start-again"),
+        (lambda xid: record(xid + struct.pack(">IIII", 1, 1, 1, 5)), errno.EACCES, "rpc-denied"),
+        (lambda xid: record(xid + struct.pack(">IIII", 1, 1, 7, 5)), errno.EPROTO, "malformed-reply"),
+        (lambda xid: record(xid + struct.pack(">I", 0)), errno.EPROTO, "malformed-reply"),
+        (lambda xid: record(b"no") * 9, errno.EPROTO, "malformed-reply"),
+        (lambda xid: struct.pack(">I", 0x7FFFFFFF), errno.EPROTO, "malformed-reply"),
+        (lambda xid: struct.pack(">I", REPLY_LIMIT) + bytes(REPLY_LIMIT) + b"\0\0\0\1x", errno.EPROTO, "malformed-reply"),
+        (lambda xid: record(b"strayxid" * 2) * 9, errno.EPROTO, "malformed-reply"),
+    ],
+)
+def test_bad_answers(make: Callable[[bytes], bytes], number: int, kind: str) -> None:
+    with server(answer_with(make)) as channel, pytest.raises(ChannelError) as caught:
+        channel.exchange(b"t", b"")
+    assert (caught.value.errno, caught.value.kind) == (number, kind), caught.value.reason
+
+
+def test_slow_drops_do_not_stretch_the_limit() -> None:
+    def serve(connection: socket.socket, call: bytes) -> None:
+        connection.sendall(struct.pack(">I", 1 << 31 | 1000))
+        for _ in range(40):
+            time.sleep(0.05)
+            connection.sendall(b"x")
+
+    started = time.monotonic()
+    with server(serve, timeout=0.4) as channel, pytest.raises(ChannelError) as caught:
+        channel.exchange(b"t", b"")
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert time.monotonic() - started < 5
+
+
+def test_closed_connection() -> None:
+    with server(lambda connection, call: connection.close()) as channel:
+        with pytest.raises(ChannelError) as caught:
+            channel.exchange(b"t", b"")
+    assert caught.value.errno == errno.ECONNRESET
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        channel = RpcsecGssChannel("127.0.0.1", held.getsockname()[1], 1, 1, 1.0, 1.0)
+        with pytest.raises(ChannelError) as caught:
+            channel.exchange(b"t", b"")
+    assert caught.value.errno == errno.ECONNREFUSED
+    assert "[rpcsec_gss] port" in caught.value.hint
+
+
+@given(st.binary(max_size=100), st.integers(0, 64))
+def test_reader_never_reads_past_the_end(data: bytes, limit: int) -> None:
+    reader = Reader(data)
+    try:
+        while True:
+            assert len(reader.opaque(limit)) <= limit
+    except ValueError:
+        pass
