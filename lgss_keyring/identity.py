@@ -85,10 +85,11 @@ def _prctl(option: int, value: int) -> None:
 
 def _capable() -> bool:
     """Whether this process holds or could regain a capability without execve(2)."""
-    # /proc/self belongs to root now that we are not dumpable, but `status` is
-    # readable to everybody.
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+    # Readable to everybody, though /proc/self belongs to root now that we are not
+    # dumpable. In bytes: a text file would look up its codec in a library that this
+    # user may not be able to read.
+    with open("/proc/self/status", "rb") as status:
         for line in status:
-            if line.startswith(("CapEff:", "CapPrm:", "CapAmb:")) and int(line.split()[1], 16):
+            if line.startswith((b"CapEff:", b"CapPrm:", b"CapAmb:")) and int(line.split()[1], 16):
                 return True
     return False
