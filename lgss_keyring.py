@@ -16,7 +16,7 @@ import sys
 # in sbin points to. Behind the standard library, whose names nobody may take over.
 sys.path.append(os.path.dirname(os.path.realpath(__file__)))
 
-from lgss_keyring import keyctl  # noqa: E402
+from lgss_keyring import keyctl
 
 OPTIONS = {"-R": "realm", "--realm": "realm", "--config": "config", "--timeout": "timeout"}
 

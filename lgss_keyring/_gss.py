@@ -57,8 +57,8 @@ from gssapi.raw.misc import GSSError  # noqa: E402
 from gssapi.raw.types import MechType, NameType, RequirementFlag  # noqa: E402
 
 __all__ = [
-    "GSSError",
     "KRB5",
+    "GSSError",
     "MechType",
     "NameType",
     "RequirementFlag",
@@ -91,7 +91,9 @@ _TICKET_HINT = "the user has to run kinit, with a cache where this host's krb5.c
 CAUSES = {
     _BASE + 6: Cause(errno.ENOKEY, "client-unknown", "create the principal, or correct the keytab"),
     _BASE + 7: Cause(
-        errno.EKEYREJECTED, "service-unknown", "create the service principal, or correct [hosts] or reverse DNS"
+        errno.EKEYREJECTED,
+        "service-unknown",
+        "create the service principal, or correct [hosts] or reverse DNS",
     ),
     _BASE + 14: Cause(errno.EKEYREJECTED, "enctype", "give client, service and KDC a common AES enctype"),
     _BASE + 18: Cause(errno.EKEYREVOKED, "client-revoked", "the KDC has locked this principal"),
@@ -99,7 +101,9 @@ CAUSES = {
     _BASE + 24: Cause(errno.EKEYREJECTED, "wrong-key", _KEYTAB_HINT),
     _BASE + 31: Cause(errno.EKEYREJECTED, "wrong-key", _KEYTAB_HINT),
     _BASE + 32: Cause(errno.EKEYEXPIRED, "ticket-expired", _TICKET_HINT),
-    _BASE + 37: Cause(errno.EKEYREJECTED, "clock-skew", "synchronise the clocks of this host, KDC and server"),
+    _BASE + 37: Cause(
+        errno.EKEYREJECTED, "clock-skew", "synchronise the clocks of this host, KDC and server"
+    ),
     _BASE + 44: Cause(errno.EKEYREJECTED, "wrong-key", _KEYTAB_HINT),
     _BASE + 45: Cause(errno.EKEYREJECTED, "wrong-key", _KEYTAB_HINT),
     _BASE + 141: Cause(errno.ENOKEY, "no-ticket", _TICKET_HINT),

@@ -30,14 +30,15 @@ class Record:
     _fields: tuple[str, ...] = ()
 
     def __init_subclass__(cls) -> None:
-        own = tuple(cls.__dict__.get("__annotations__", ()))
+        # Not inspect.get_annotations: inspect alone costs 6 ms.
+        own = tuple(cls.__dict__.get("__annotations__", ()))  # noqa: RUF063
         cls._fields = cls._fields + own
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         fields = self._fields
         if len(args) > len(fields):
             raise TypeError(f"{type(self).__name__} takes {len(fields)} fields, {len(args)} given")
-        values = dict(zip(fields, args))
+        values = dict(zip(fields, args, strict=False))
         for name, value in kwargs.items():
             if name not in fields or name in values:
                 raise TypeError(f"{type(self).__name__}: unknown or repeated field {name!r}")

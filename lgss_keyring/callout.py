@@ -184,7 +184,7 @@ def authorize(request: UpcallRequest) -> None:
     if request.uid != request.requestor_uid:
         raise RefusedError(
             f"{who} may not ask for a context of uid {request.uid}",
-            hint="only root may ask for others; if no program of yours asks for this, that user tries something",
+            hint="only root may; if no program of yours asks for this, that user tries something",
         )
 
 

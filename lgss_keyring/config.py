@@ -108,7 +108,8 @@ def _read(path: str, required: bool) -> str | None:
             raise ConfigError(f"{path} is no regular file of at most {SIZE_LIMIT} bytes")
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
             raise ConfigError(
-                f"{path} decides what root does, but others may write it", hint=f"chown root {path}; chmod go-w {path}"
+                f"{path} decides what root does, but others may write it",
+                hint=f"chown root {path}; chmod go-w {path}",
             )
         data = b""
         while chunk := os.read(descriptor, SIZE_LIMIT):

@@ -45,7 +45,9 @@ class Log:
     :meth:`bind` adds to them.  No method raises.
     """
 
-    def __init__(self, level: str = "info", path: str = "", journal: str = JOURNAL, syslog: str = SYSLOG) -> None:
+    def __init__(
+        self, level: str = "info", path: str = "", journal: str = JOURNAL, syslog: str = SYSLOG
+    ) -> None:
         self.level = LEVELS.get(level, 6)
         self.path = path
         self.fields: dict[str, str] = {}

@@ -133,7 +133,9 @@ def _attempt(
             # Before the export, after which the context can no longer verify.
             initiator.verify_mic(*reply.proof)
         if not handle or not reply.seq_window:
-            raise ChannelError("the acceptor gave no context handle or no sequence window", errno=errno.EPROTO)
+            raise ChannelError(
+                "the acceptor gave no context handle or no sequence window", errno=errno.EPROTO
+            )
         context, endtime = initiator.export()
         return Established(reply.seq_window, handle, context, endtime, initiator.name)
     finally:

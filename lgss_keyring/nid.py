@@ -44,11 +44,18 @@ class Nid(Record):
             name = next((known for known in TYPES.values() if network.startswith(known)), "")
         number = network[len(name) :] or "0"
         kind = next((value for value, known in TYPES.items() if known == name), None)
-        if not at or kind is None or not (number.isascii() and number.isdecimal()) or int(number[:6]) > 0xFFFF:
+        if (
+            not at
+            or kind is None
+            or not (number.isascii() and number.isdecimal())
+            or int(number[:6]) > 0xFFFF
+        ):
             raise ResolutionError(f"{text[:60]!a} is not a NID")
         if kind in IPV4_TYPES:
             parts = host.split(".")
-            good = len(parts) == 4 and all(p.isascii() and p.isdecimal() and len(p) <= 3 and int(p) < 256 for p in parts)
+            good = len(parts) == 4 and all(
+                p.isascii() and p.isdecimal() and len(p) <= 3 and int(p) < 256 for p in parts
+            )
             address = int.from_bytes(bytes(int(part) for part in parts), "big") if good else 0
         else:
             good = host.isascii() and host.isdecimal() and len(host) <= 10 and int(host) < 2**32

@@ -194,7 +194,9 @@ def main() -> None:
 
     @click.command()
     @click.argument("source", required=False)
-    @click.option("--key", type=click.IntRange(1, 2**31 - 1), help="Read the payload of the key of this serial.")
+    @click.option(
+        "--key", type=click.IntRange(1, 2**31 - 1), help="Read the payload of the key of this serial."
+    )
     @click.option("--show-keys", is_flag=True, help="Print the key material as well. It is a secret.")
     def command(source: str | None, key: int | None, show_keys: bool) -> None:
         """Print the payload of an lgss key for a person.

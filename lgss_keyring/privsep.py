@@ -72,7 +72,9 @@ class ProtocolError(LgssError):
     """The worker said something that no worker of ours says."""
 
     default_kind = "worker-protocol"
-    default_hint = "the process that acted for this user was tampered with, or this is a defect: please report it"
+    default_hint = (
+        "the process that acted for this user was tampered with, or this is a defect: please report it"
+    )
 
 
 def pack_step(level: str, text: str) -> bytes:
@@ -114,7 +116,9 @@ def unpack(message: bytes) -> tuple[str, str] | Answer:
             return Answer.of_failure(Failed(number, major, *texts))
         raise ValueError("kind")
     except (ValueError, KeyError, struct.error, LgssError) as error:
-        raise ProtocolError(f"a malformed message of {len(message)} bytes from the worker ({error})") from error
+        raise ProtocolError(
+            f"a malformed message of {len(message)} bytes from the worker ({error})"
+        ) from error
 
 
 class Worker:

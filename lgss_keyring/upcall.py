@@ -93,9 +93,7 @@ def _open_log(path: str | None) -> tuple[Log, Config | LgssError]:
     return Log(settings.log.level, settings.log.file), settings
 
 
-def _serve(
-    key: int, options: Mapping[str, str], words: Sequence[str], started: float, log: Log
-) -> int:
+def _serve(key: int, options: Mapping[str, str], words: Sequence[str], started: float, log: Log) -> int:
     configured, settings = _open_log(options.get("config"))
     configured.bind(**log.fields)
     log = configured
@@ -180,9 +178,7 @@ def _answer(key: int, key_type: str, answer: Answer, deadline: float, log: Log) 
             # here leaves a key without one; the kernel has no way to do both.
             keys.set_timeout(key, FAILURE_LIFE if failure else lifetime)
     except LgssError as error:
-        untaken = error.reason + (
-            ": nobody waits for it any more" if error.errno in keys.GONE else ""
-        )
+        untaken = error.reason + (": nobody waits for it any more" if error.errno in keys.GONE else "")
         log.bind(update_errno=errno.errorcode.get(error.errno, str(error.errno)))
     if failure is not None:
         where = f"uid {log.fields.get('uid', '?')}, target {log.fields.get('target', '?')}: "

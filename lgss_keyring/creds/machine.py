@@ -29,7 +29,10 @@ def acquire(request: UpcallRequest, config: Config) -> _gss.creds.Creds:
     """
     keytab = config.krb5.keytab
     _check_readable(keytab)
-    store = {b"client_keytab": keytab.encode(), b"ccache": b"MEMORY:lgss_keyring"}
+    store: dict[bytes | str, bytes | str] = {
+        b"client_keytab": keytab.encode(),
+        b"ccache": b"MEMORY:lgss_keyring",
+    }
     missing: _gss.GSSError | None = None
     candidates = principals(request, config)
     for principal in candidates:

@@ -48,7 +48,7 @@ def derive_key(key: bytes, constant: bytes) -> bytes:
     """DK(key, constant) of RFC 3961, 5.1, with AES in the size of ``key`` (16 or 32
     bytes): random-to-key is the identity (RFC 3962, 6)."""
     # One block at a time by ECB is what E with a zero cipher state is for one block.
-    encrypt = Cipher(AES(key), ECB()).encryptor().update
+    encrypt = Cipher(AES(key), ECB()).encryptor().update  # noqa: S305
     block = nfold(constant, BLOCK)
     derived = b""
     while len(derived) < len(key):
@@ -66,8 +66,10 @@ def derive_lustre_keys(key: bytes, enctype: int) -> Krb5Keys:
         raise MechanismError(
             f"enctype {enctype} with a key of {len(key)} bytes is none that Lustre knows (17, 18, 19, 20)",
             kind="enctype",
-            hint="give the service principal AES keys, restrict permitted_enctypes to AES, and get new tickets",
+            hint="give the service principal AES keys, set permitted_enctypes to AES, get new tickets",
         )
     return Krb5Keys(
-        derive_key(key, b"\0\0\0\x16\xaa"), derive_key(key, b"\0\0\0\x16\x55"), derive_key(key, b"\0\0\0\x17\x99")
+        derive_key(key, b"\0\0\0\x16\xaa"),
+        derive_key(key, b"\0\0\0\x16\x55"),
+        derive_key(key, b"\0\0\0\x17\x99"),
     )

@@ -69,5 +69,5 @@ def load(name: str) -> Mechanism:
             kind="mechanism-unsupported",
             hint=f"use a flavor of: {', '.join(MECHANISMS)}",
         )
-    module: Mechanism = importlib.import_module(f"{__name__}.{MECHANISMS[name]}")  # type: ignore[assignment]
+    module: Mechanism = importlib.import_module(f"{__name__}.{MECHANISMS[name]}")
     return module

@@ -86,7 +86,7 @@ class Krb5Initiator:
             raise self._failure(doing, error) from error
         self._context = result.context
         self.complete = not result.more_steps
-        if self.complete and _gss.RequirementFlag.mutual_authentication not in result.flags:
+        if self.complete and not result.flags & _gss.RequirementFlag.mutual_authentication:
             raise MechanismError(f"{self._service} did not authenticate itself")
         return result.token or None
 
@@ -94,11 +94,12 @@ class Krb5Initiator:
         """gss_verify_mic (RFC 2744, 5.36); raises MechanismError with GSS_S_BAD_MIC."""
         assert self._context is not None
         try:
-            _gss.message.verify_mic(self._context, message, mic)
+            # The stub wants the friendly layer's class; this is the one it derives from.
+            _gss.message.verify_mic(self._context, message, mic)  # type: ignore[arg-type]
         except _gss.GSSError as error:
             self._context = None
             raise MechanismError(
-                "the acceptor's verifier is not the one of this context: somebody between may have changed the reply",
+                "the acceptor's verifier is not the one of this context: was the reply changed on its way?",
                 major=GSS_S_BAD_MIC,
                 kind="bad-verifier",
             ) from error
@@ -130,6 +131,7 @@ class Krb5Initiator:
             lucid = _gss.ext_krb5.krb5_export_lucid_sec_context(context, 1)
         except _gss.GSSError as error:
             raise _gss.explain(error, "cannot export the context", MechanismError) from error
+        assert isinstance(lucid, _gss.ext_krb5.Krb5LucidContextV1)
         keys = lucid.cfx_kd
         if lucid.protocol != 1 or keys is None:
             raise MechanismError(
@@ -143,6 +145,7 @@ class Krb5Initiator:
             flags |= ACCEPTOR_SUBKEY
             enctype, key = keys.acceptor_subkey_type, keys.acceptor_subkey
         derived = rfc3961.derive_lustre_keys(key, enctype)
+        assert lucid.endtime is not None and lucid.send_seq is not None
         endtime = int(lucid.endtime)
         exported = Krb5Context(
             endtime=endtime,

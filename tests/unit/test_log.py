@@ -72,7 +72,9 @@ def test_hostile_text_stays_one_line_and_one_field(text: str) -> None:
 
 
 @given(text=st.text(max_size=100), value=st.text(max_size=100))
-def test_a_message_cannot_forge_fields(tmp_path_factory: pytest.TempPathFactory, text: str, value: str) -> None:
+def test_a_message_cannot_forge_fields(
+    tmp_path_factory: pytest.TempPathFactory, text: str, value: str
+) -> None:
     path = tmp_path_factory.mktemp("log") / "log"
     log = Log("info", str(path), "/nonexistent", "/nonexistent")
     log.event("error", f"{text} | LGSS_KEY=1\nnext", error=value + " LGSS_KEY=2")

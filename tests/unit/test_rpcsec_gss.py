@@ -65,7 +65,9 @@ def accepted(xid: bytes, result: bytes, verifier: bytes = b"mic!", flavor: int =
     )
 
 
-def init_res(major: int = 0, minor: int = 0, window: int = 128, handle: bytes = b"hdl", token: bytes = b"tok") -> bytes:
+def init_res(
+    major: int = 0, minor: int = 0, window: int = 128, handle: bytes = b"hdl", token: bytes = b"tok"
+) -> bytes:
     return opaque(handle) + struct.pack(">III", major, minor, window) + opaque(token)
 
 
@@ -130,7 +132,11 @@ def test_no_verifier_is_wanted_before_the_last_leg() -> None:
         (lambda xid: accepted(xid, init_res(token=b"x")[:-1] + b"\1"), errno.EPROTO, "malformed-reply"),
         (lambda xid: accepted(xid, b"", state=1), errno.EPROTONOSUPPORT, "rpc-refused"),
         (lambda xid: accepted(xid, b"", state=99), errno.EPROTONOSUPPORT, "rpc-refused"),
-        (lambda xid: record(xid + struct.pack(">IIIII", 1, 1, 0, 3, 4)), errno.EPROTONOSUPPORT, "rpc-refused"),
+        (
+            lambda xid: record(xid + struct.pack(">IIIII", 1, 1, 0, 3, 4)),
+            errno.EPROTONOSUPPORT,
+            "rpc-refused",
+        ),
         (lambda xid: record(xid + struct.pack(">IIII", 1, 1, 1, 13)), errno.EACCES, "start-again"),
         (lambda xid: record(xid + struct.pack(">IIII", 1, 1, 1, 2)), errno.EACCES, "start-again"),
         (lambda xid: record(xid + struct.pack(">IIII", 1, 1, 1, 5)), errno.EACCES, "rpc-denied"),
@@ -138,7 +144,11 @@ def test_no_verifier_is_wanted_before_the_last_leg() -> None:
         (lambda xid: record(xid + struct.pack(">I", 0)), errno.EPROTO, "malformed-reply"),
         (lambda xid: record(b"no") * 9, errno.EPROTO, "malformed-reply"),
         (lambda xid: struct.pack(">I", 0x7FFFFFFF), errno.EPROTO, "malformed-reply"),
-        (lambda xid: struct.pack(">I", REPLY_LIMIT) + bytes(REPLY_LIMIT) + b"\0\0\0\1x", errno.EPROTO, "malformed-reply"),
+        (
+            lambda xid: struct.pack(">I", REPLY_LIMIT) + bytes(REPLY_LIMIT) + b"\0\0\0\1x",
+            errno.EPROTO,
+            "malformed-reply",
+        ),
         (lambda xid: record(b"strayxid" * 2) * 9, errno.EPROTO, "malformed-reply"),
     ],
 )

@@ -1,0 +1,124 @@
+"""An installation of the checkout for a while, and the rule that leads to it.
+
+A stage has the layout of ``make install``, so what tests, demo and bench run is what
+a user runs: one folder with the front, the package and its dependencies, the last
+two as links.  The interpreter cannot be named in the rule instead: request-key(8)
+passes its base name as argv[0], and it would not find its own library (PROTOCOL 1).
+"""
+
+from __future__ import annotations
+
+import compileall
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import lgss_keyring
+
+PACKAGE = Path(lgss_keyring.__file__).parent
+CHECKOUT = PACKAGE.parent
+RULES = Path("/etc/request-key.d")
+TEMPLATE = CHECKOUT / "request-key.d" / "lgss-user.conf.in"
+
+
+class TestingError(Exception):
+    """Something that tests, demo or bench need is not as they need it."""
+
+    __test__ = False
+
+
+class Stage:
+    """A folder with an executable front; a context manager that removes it.
+
+    ``program`` is the front's path, for a request-key rule.
+    """
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="lgss-stage-"))
+        # Root's upcall runs from here: nobody else may change it.
+        self.directory.chmod(0o755)
+        self.program = self.directory / "lgss_keyring.py"
+        try:
+            self._fill()
+        except BaseException:
+            self.close()
+            raise
+
+    def _fill(self) -> None:
+        self.write_front(CHECKOUT / "lgss_keyring.py", self.program)
+        (self.directory / "lgss_keyring").symlink_to(PACKAGE)
+        for entry in Path(sysconfig.get_paths()["platlib"]).iterdir():
+            target = self.directory / entry.name
+            wanted = entry.name.startswith("_cffi") or not entry.name.startswith(("_", "."))
+            if wanted and not target.exists():
+                target.symlink_to(entry)
+        # What `make install` does as well: no upcall should be the one that compiles.
+        compileall.compile_dir(str(PACKAGE), quiet=2, maxlevels=4)
+
+    @staticmethod
+    def write_front(source: Path, program: Path, interpreter: str | None = None) -> None:
+        """Copy a front, executable, its shebang naming ``interpreter`` (default: the
+        one running)."""
+        shebang = f"#!{interpreter or os.path.realpath(sys.executable)} -IS\n"
+        _, _, rest = source.read_text().partition("\n")
+        program.write_text(shebang + rest)
+        program.chmod(0o755)
+
+    def close(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Rule:
+    """A file in /etc/request-key.d for ``user`` keys whose description matches
+    ``pattern`` (request-key.conf(5)); a context manager that takes it away.
+
+    ``key_type`` other than "user" or ``told_type`` (what is passed for %t) are for
+    tests.  Never replaces a file that is there.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        program: Path,
+        options: str = "",
+        *,
+        key_type: str = "user",
+        told_type: str = "%t",
+        arguments: str | None = None,
+    ) -> None:
+        if os.geteuid() != 0:
+            raise TestingError("only root can install a request-key rule; run this as root")
+        if not os.access("/sbin/request-key", os.X_OK):
+            raise TestingError("/sbin/request-key is missing; install the package keyutils")
+        text = TEMPLATE.read_text()
+        text = text.replace("@PATTERN@", pattern).replace("@PROGRAM@", str(program))
+        text = text.replace("@OPTIONS@ ", f"{options} " if options else "")
+        text = text.replace("create\tuser", f"create\t{key_type}").replace("%t", told_type)
+        if arguments is not None:
+            text = text[: text.index("%o")] + arguments + "\n"
+        RULES.mkdir(exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix="lgss-test-", suffix=".conf", dir=RULES)
+        self.path = Path(name)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        self.path.chmod(0o644)
+
+    def close(self) -> None:
+        """Take the rule away."""
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Rule:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,32 @@
+"""The documentation keeps up with the code."""
+
+from __future__ import annotations
+
+import re
+
+from lgss_keyring import config
+from lgss_keyring.testing.stage import CHECKOUT, PACKAGE
+
+
+def test_every_kind_of_error_is_in_errors_md() -> None:
+    known = set(re.findall(r"`([a-z-]+)`", (CHECKOUT / "docs/errors.md").read_text()))
+    kinds: set[str] = set()
+    for source in PACKAGE.rglob("*.py"):
+        if "testing" not in source.parts:
+            text = source.read_text()
+            kinds |= set(re.findall(r'(?:kind|error|default_kind)="?\s?=?\s?"([a-z-]+)"', text))
+            kinds |= set(re.findall(r'default_kind = "([a-z-]+)"', text))
+            kinds |= set(re.findall(r'Cause\(\s*errno\.\w+, "([a-z-]+)"', text))
+            kinds |= set(re.findall(r'kind="([a-z-]+)" if', text))
+            kinds |= set(re.findall(r'" if [^"]* else "([a-z]+-[a-z]+)"', text))
+    assert len(kinds) > 25, kinds
+    assert kinds <= known, f"not in docs/errors.md: {kinds - known}"
+
+
+def test_every_setting_is_in_the_man_page() -> None:
+    page = (CHECKOUT / "man/lgss_keyring.toml.5").read_text().replace("\\", "")
+    for section in config.Config._fields:
+        assert f"[{section}]" in page
+    for record in config.SECTIONS.values():
+        for name in record._fields:
+            assert name in page, name
