@@ -32,7 +32,7 @@ def main(words: list[str]) -> int:
         operation, serial, key_type, description, _, _, _, thread, process, session = words
         key, timeout = int(serial), int(options["timeout"])
         user = key_type == "user" and description.startswith("lgss:")
-        if operation != "create" or not (user or key_type == "lgssc") or not 1 < timeout <= 3600:
+        if key < 1 or operation != "create" or not (user or key_type == "lgssc") or not 1 < timeout <= 3600:
             raise ValueError
         keyctl.assume_authority(key)
         # With these links a credential that lives only there stays in the child's

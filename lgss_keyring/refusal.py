@@ -111,17 +111,21 @@ def _serial(arguments: Sequence[str]) -> int:
 
 
 def _log(key: int, arguments: Sequence[str], reason: str, number: int) -> None:
-    # In a child: the caller shall not wait for a log either.
+    words = list(arguments)
+    config = words[words.index("--config") + 1] if "--config" in words[:-1] else None
     try:
-        if os.fork() != 0:
-            return
+        # In a child, so that the caller does not wait for a log either.
+        pid = os.fork()
     except OSError:
+        pid = -1
+    if pid > 0:
         return
     try:
         from . import upcall
 
-        words = list(arguments)
-        config = words[words.index("--config") + 1] if "--config" in words[:-1] else None
+        if pid == 0:
+            upcall.daemonize()
         upcall.log_refusal(key, config, reason, number)
     finally:
-        os._exit(1)
+        if pid == 0:
+            os._exit(1)

@@ -43,7 +43,7 @@ def run(key: int, options: Mapping[str, str], words: Sequence[str]) -> None:
     """Serve the upcall for ``key``; ``words`` are PROTOCOL 1's arguments from
     ``create`` on, ``options`` the front's.  Does not return."""
     started = time.monotonic()
-    _daemonize()
+    daemonize()
     log = Log()
     log.bind(key=key)
     status = 1
@@ -58,22 +58,20 @@ def run(key: int, options: Mapping[str, str], words: Sequence[str]) -> None:
 
 
 def log_refusal(key: int, path: str | None, reason: str, error: int) -> None:
-    """Log what the front refused before there was a request; does not return."""
-    try:
-        _daemonize()
-        log = _open_log(path)[0]
-        log.bind(key=key)
-        log.event(
-            "warning",
-            f"key {key}: refused: {reason}; check the line in /etc/request-key.d that runs lgss_keyring",
-            error="bad-arguments",
-            errno=errno.errorcode.get(error, str(error)),
-        )
-    finally:
-        os._exit(1)
+    """Log what the front refused before there was a request; ``path`` names the
+    configuration, ``error`` is the errno given to the requestor."""
+    log = _open_log(path)[0]
+    log.bind(key=key)
+    log.event(
+        "warning",
+        f"key {key}: refused: {reason}; check the line in /etc/request-key.d that runs lgss_keyring",
+        error="bad-arguments",
+        errno=errno.errorcode.get(error, str(error)),
+    )
 
 
-def _daemonize() -> None:
+def daemonize() -> None:
+    """Leave the front's session and everything of its that is open."""
     # detach_process is told to, as python-daemon would skip the detaching: its test
     # for "started by init" (parent 1) holds for a child whose front has exited.
     # The signal map is emptied because its SIGTERM handler raises SystemExit in

@@ -141,7 +141,7 @@ class Krb5Initiator:
             )
         flags = INITIATOR | CFX
         enctype, key = keys.ctx_key_type, keys.ctx_key
-        if keys.acceptor_subkey:
+        if keys.acceptor_subkey and keys.acceptor_subkey_type:
             flags |= ACCEPTOR_SUBKEY
             enctype, key = keys.acceptor_subkey_type, keys.acceptor_subkey
         derived = rfc3961.derive_lustre_keys(key, enctype)

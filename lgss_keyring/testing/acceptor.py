@@ -46,6 +46,7 @@ AUTH_LIMIT = 400  # RFC 5531, 8.2
 HALF_OPEN_LIMIT = 256
 HALF_OPEN_SECONDS = 60.0
 IDLE_SECONDS = 120.0
+DELAY_SECONDS = 2.0
 
 FAULTS = {
     "bad-verifier": "a bit of the window's MIC is wrong",
@@ -57,6 +58,8 @@ FAULTS = {
     "gss-failure": "GSS_S_FAILURE in each rpc_gss_init_res",
     "continue-forever": "GSS_S_CONTINUE_NEEDED again and again",
     "no-handle": "an empty context handle",
+    "huge-handle": "a context handle of 64 KiB",
+    "delay": "each answer comes two seconds late",
     "trailing-bytes": "four bytes behind rpc_gss_init_res",
     "other-xid": "the reply's xid is none of ours",
     "one-byte-fragments": "legal: each byte in a fragment of its own",
@@ -128,6 +131,8 @@ class Context:
     established: bool = False
     highest: int = 0
     seen: set[int] = field(default_factory=set)
+    # Two legs at once on one half-open context would both hand it to the library.
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fresh(self, number: int, window: int) -> bool:
         """Whether a sequence number is in the window and new (RFC 2203, 5.3.3.1)."""
@@ -198,6 +203,8 @@ class Acceptor:
                     if record is None:
                         return
                     reply = self.answer(record)
+                    if self._fault == "delay":
+                        time.sleep(DELAY_SECONDS)
                     if reply is not None:
                         connection.sendall(self._marked(reply))
             except (OSError, ValueError):
@@ -273,9 +280,15 @@ class Acceptor:
         decoder = Decoder(call.arguments)
         token = decoder.variable()
         decoder.done()
-        handle, context = self._context_for(call)
         if self._fault == "gss-failure":
             return self._init_res(call, b"", GSS_S_FAILURE, 0, b"")
+        handle, context = self._context_for(call)
+        with context.lock:
+            if context.established:
+                raise Denied(RPCSEC_GSS_CREDPROBLEM)
+            return self._advance(call, handle, context, token)
+
+    def _advance(self, call: Call, handle: bytes, context: Context, token: bytes) -> bytes:
         if self._fault == "continue-forever":
             return self._init_res(call, handle, GSS_S_CONTINUE_NEEDED, 0, b"")
         try:
@@ -289,22 +302,31 @@ class Acceptor:
         context.gss = result.context
         if result.more_steps:
             return self._init_res(call, handle, GSS_S_CONTINUE_NEEDED, 0, result.token or b"")
-        mic = gss.get_mic(context.gss, struct.pack(">I", self._window))
-        self._prove(handle, context)
+        try:
+            mic = gss.get_mic(context.gss, struct.pack(">I", self._window))
+            self._prove(handle, context)
+        except gss.GSSError as error:
+            with self._lock:
+                self._contexts.pop(handle, None)
+            return self._init_res(call, b"", error.maj_code & 0xFFFFFFFF, error.min_code & 0xFFFFFFFF, b"")
         context.established = True
         return self._init_res(call, handle, GSS_S_COMPLETE, 0, result.token or b"", mic)
 
     def _context_for(self, call: Call) -> tuple[bytes, Context]:
         now = time.monotonic()
         with self._lock:
-            half_open = [(h, c) for h, c in self._contexts.items() if not c.established]
-            for handle, context in half_open:
+            half_open = 0
+            for handle, context in list(self._contexts.items()):
+                if context.established:
+                    continue
                 if now - context.begun > HALF_OPEN_SECONDS:
                     del self._contexts[handle]
+                else:
+                    half_open += 1
             if call.gss_procedure == INIT:
                 if call.handle:
                     raise Denied(AUTH_BADCRED)
-                if len(half_open) >= HALF_OPEN_LIMIT:
+                if half_open >= HALF_OPEN_LIMIT:
                     raise Denied(RPCSEC_GSS_CTXPROBLEM)
                 handle, context = os.urandom(8), Context(None)
                 self._contexts[handle] = context
@@ -328,6 +350,8 @@ class Acceptor:
                 window += 1
             elif self._fault == "no-handle":
                 handle = b""
+            elif self._fault == "huge-handle":
+                handle = bytes(1 << 16)
         result = xdr(handle) + struct.pack(">III", major, minor, window) + xdr(token)
         if self._fault == "trailing-bytes":
             result += bytes(4)
@@ -385,11 +409,19 @@ class Acceptor:
         with self._lock:
             if not context.fresh(call.sequence, self._window):
                 return None  # silently, as 5.3.3.1 wants
-        verifier = gss.get_mic(context.gss, struct.pack(">I", call.sequence))
+        try:
+            verifier = gss.get_mic(context.gss, struct.pack(">I", call.sequence))
+        except gss.GSSError:
+            # RFC 2203, 5.3.3.4: the context is there, but cannot be used (any more).
+            raise Denied(RPCSEC_GSS_CTXPROBLEM) from None
         if call.procedure != 0:
             return _accepted(call.xid, RPCSEC_GSS, verifier, PROC_UNAVAIL)
         try:
-            arguments = _unprotect(context.gss, call)
+            # Linux's kernel sends a void, unwrapped, to destroy a context, whatever the
+            # service (net/sunrpc/auth_gss: "the spec seems a little ambiguous here");
+            # libtirpc wraps it.  Both must be understood.
+            bare = call.gss_procedure == DESTROY and not call.arguments
+            arguments = b"" if bare else _unprotect(context.gss, call)
             Decoder(arguments).done()
         except (ValueError, gss.GSSError):
             return _accepted(call.xid, RPCSEC_GSS, verifier, GARBAGE_ARGS)
@@ -397,12 +429,16 @@ class Acceptor:
             with self._lock:
                 self._contexts.pop(call.handle, None)
             return _accepted(call.xid, RPCSEC_GSS, verifier, SUCCESS)
-        return _accepted(call.xid, RPCSEC_GSS, verifier, SUCCESS, _protect(context.gss, call, b""))
+        try:
+            body = _protect(context.gss, call, b"")
+        except gss.GSSError:
+            raise Denied(RPCSEC_GSS_CTXPROBLEM) from None
+        return _accepted(call.xid, RPCSEC_GSS, verifier, SUCCESS, body)
 
 
 def _read_record(connection: socket.socket) -> bytes | None:
     """One record of any number of fragments (RFC 5531, 11); None at the end."""
-    record = b""
+    record = bytearray()  # bytes would copy all of it for each fragment of one byte
     while True:
         mark = _read(connection, 4)
         if mark is None:
@@ -416,7 +452,7 @@ def _read_record(connection: socket.socket) -> bytes | None:
             return None
         record += fragment
         if value >> 31:
-            return record
+            return bytes(record)
 
 
 def _read(connection: socket.socket, length: int) -> bytes | None:
