@@ -46,11 +46,11 @@ def main(words: list[str]) -> int:
         ready, go = os.pipe()
         if os.fork() == 0:
             os.close(go)
+            # Not to preempt, when woken, the parent that is about to exit: measured, the
+            # caller was back 0.9 ms earlier than with the default policy.
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
             # Nothing to read means that the key was never instantiated: nobody to serve.
-            # Then until the end: our parent is out of the way, its memory freed, and
-            # does not share its last millisecond with the imports to come.
-            if os.read(ready, 1) and not os.read(ready, 1):
+            if os.read(ready, 1):
                 os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
                 serve(key, options, words)
             os._exit(0)
@@ -73,9 +73,12 @@ def main(words: list[str]) -> int:
 
 def serve(key: int, options: dict[str, str], words: list[str]) -> None:
     try:
+        import time  # built in, and no caller waits for this process
+
+        started = time.monotonic()
         from lgss_keyring import upcall
 
-        upcall.run(key, options, words)
+        upcall.run(key, options, words, started)
     except BaseException as error:  # a damaged installation must not leave the caller waiting
         from lgss_keyring import refusal
 

@@ -41,19 +41,25 @@ class Log:
     """Where the events of one upcall go.
 
     ``level`` is the least urgent name of :data:`LEVELS` still written, ``path`` a
-    file to append to (mode 0600; empty: none).  ``fields`` stand in every event;
+    file to append to (mode 0600; empty: none), ``started`` the time.monotonic() that events count
+    from (default: now).  ``fields`` stand in every event;
     :meth:`bind` adds to them.  No method raises.
     """
 
     def __init__(
-        self, level: str = "info", path: str = "", journal: str = JOURNAL, syslog: str = SYSLOG
+        self,
+        level: str = "info",
+        path: str = "",
+        journal: str = JOURNAL,
+        syslog: str = SYSLOG,
+        started: float | None = None,
     ) -> None:
         self.level = LEVELS.get(level, 6)
         self.path = path
         self.fields: dict[str, str] = {}
         self._journal = journal
         self._syslog = syslog
-        self._started = time.monotonic()
+        self._started = time.monotonic() if started is None else started
 
     def bind(self, **fields: object) -> None:
         """Add fields, named without the ``LGSS_`` they get, to all later events."""
@@ -61,7 +67,7 @@ class Log:
             self.fields[name] = str(value)
 
     def event(self, level: str, message: str, **fields: object) -> None:
-        """Log one line; ``LGSS_MS`` tells the milliseconds since this log was made."""
+        """Log one line; ``LGSS_MS`` tells the milliseconds since ``started``."""
         priority = LEVELS[level]
         if priority > self.level:
             return

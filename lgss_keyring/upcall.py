@@ -39,12 +39,12 @@ FORGED_PATIENCE = 5.0
 EAGAIN_FIRST, EAGAIN_LONGEST = 0.001, 0.5
 
 
-def run(key: int, options: Mapping[str, str], words: Sequence[str]) -> None:
+def run(key: int, options: Mapping[str, str], words: Sequence[str], started: float) -> None:
     """Serve the upcall for ``key``; ``words`` are PROTOCOL 1's arguments from
-    ``create`` on, ``options`` the front's.  Does not return."""
-    started = time.monotonic()
+    ``create`` on, ``options`` the front's, ``started`` the time.monotonic() at which
+    the key had been instantiated.  Does not return."""
     daemonize()
-    log = Log()
+    log = Log(started=started)
     log.bind(key=key)
     status = 1
     try:
@@ -82,17 +82,17 @@ def daemonize() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
-def _open_log(path: str | None) -> tuple[Log, Config | LgssError]:
+def _open_log(path: str | None, started: float | None = None) -> tuple[Log, Config | LgssError]:
     """The log as configured, and the configuration or what is wrong with it."""
     try:
         settings = config.load(path)
     except LgssError as error:
-        return Log(), error
-    return Log(settings.log.level, settings.log.file), settings
+        return Log(started=started), error
+    return Log(settings.log.level, settings.log.file, started=started), settings
 
 
 def _serve(key: int, options: Mapping[str, str], words: Sequence[str], started: float, log: Log) -> int:
-    configured, settings = _open_log(options.get("config"))
+    configured, settings = _open_log(options.get("config"), started)
     configured.bind(**log.fields)
     log = configured
     log.event("debug", f"key {key}: instantiated, the caller goes on", step="instantiated")
