@@ -208,4 +208,5 @@ def _number(name: str, text: str, low: int, high: int) -> int:
 
 
 def _quoted(text: str) -> str:
-    return ascii(text[:40]) + ("..." if len(text) > 40 else "")
+    escaped = ascii(text[:40])
+    return escaped[:60] + ("..." if len(text) > 40 or len(escaped) > 60 else "")

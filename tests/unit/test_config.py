@@ -1,0 +1,95 @@
+"""The configuration: none is needed, and a wrong one is said in words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lgss_keyring import config
+from lgss_keyring.errors import ConfigError
+
+
+def load(tmp_path: Path, text: str, mode: int = 0o644) -> config.Config:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    path.chmod(mode)
+    return config.load(str(path))
+
+
+def test_defaults_need_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(config, "DEFAULT_PATH", str(tmp_path / "none"))
+    assert config.load() == config.Config()
+    assert config.load().krb5.keytab == "/etc/krb5.keytab"
+
+
+def test_a_named_file_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        config.load(str(tmp_path / "none"))
+
+
+def test_every_section(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path,
+        '[log]\nfile = "/x"\nlevel = "debug"\n[upcall]\ntimeout = 5\n[krb5]\nkeytab = "/k"\nconfig = "/c"\n'
+        "[rpcsec_gss]\nprogram = 1\nversion = 2\nport = 3\nconnect_timeout = 4\nreply_timeout = 5\n"
+        '[hosts]\n"192.0.2.5@tcp" = "mds1"\n',
+    )
+    assert loaded.log == config.Log("/x", "debug")
+    assert loaded.upcall.timeout == 5
+    assert loaded.krb5 == config.Krb5("/c", "/k")
+    assert loaded.rpcsec_gss == config.RpcsecGss(1, 2, 3, 4, 5)
+    assert loaded.hosts == {"192.0.2.5@tcp": "mds1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[log]\nfiel = 'x'", "unknown key fiel in \\[log\\]; known: file, level"),
+        ("[logs]\n", "unknown section \\[logs\\]; known: log"),
+        ("log = 1", "log is a section"),
+        ("[log]\nlevel = 'loud'", "one of error, warning, info, debug"),
+        ("[log]\nfile = 'relative'", "absolute path"),
+        ("[upcall]\ntimeout = '5'", "a whole number is needed"),
+        ("[upcall]\ntimeout = true", "a whole number is needed"),
+        ("[upcall]\ntimeout = 0", "1 to 3600"),
+        ("[rpcsec_gss]\nport = 65536", "1 to 65535"),
+        ("[rpcsec_gss]\nprogram = -1", "0 to 4294967295"),
+        ("[krb5]\nkeytab = 5", "a string in quotes"),
+        ("[hosts]\n'192.0.2.5' = 5", "a host name in quotes"),
+        ("[log\n", "line 1"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o602])
+def test_a_file_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    with pytest.raises(ConfigError, match="others may write"):
+        load(tmp_path, "", mode)
+
+
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("")
+    os.chown(path, 61234, 61234)
+    with pytest.raises(ConfigError, match="others may write"):
+        config.load(str(path))
+
+
+def test_only_regular_files_of_a_sane_size(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigError, match="no regular file"):
+        config.load(str(tmp_path / "fifo"))
+    with pytest.raises(ConfigError, match="no regular file"):
+        load(tmp_path, "#" * (config.SIZE_LIMIT + 1))
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"# \xff")
+    with pytest.raises(ConfigError, match="not UTF-8 at byte 2"):
+        config.load(str(path))

@@ -1,0 +1,178 @@
+"""Key payloads: what a real kernel took, and that nothing else is one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import subprocess
+import sys
+from typing import Any
+
+import keyutils
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lgss_keyring import keyctl, payload
+from lgss_keyring.errors import PayloadError
+from lgss_keyring.payload import ContextPayload, FailurePayload, Krb5Context, unpack
+
+from .vectors import load
+
+UPCALLS = load("lustre-upcalls.json")
+SUCCESS = bytes.fromhex(UPCALLS["upcalls"][0]["update"])
+
+
+@pytest.mark.parametrize("upcall", UPCALLS["upcalls"], ids=lambda upcall: upcall["who"])
+def test_updates_that_a_real_kernel_took(upcall: dict[str, Any]) -> None:
+    data = bytes.fromhex(upcall["update"])
+    decoded = unpack(data)
+    assert isinstance(decoded, ContextPayload)
+    assert (decoded.seq_win, len(decoded.handle)) == (2048, 8)
+    context = Krb5Context.unpack(decoded.context)
+    assert (context.enctype, context.flags, len(context.kc)) == (18, 7, 32)
+    assert decoded.pack() == data and context.pack() == decoded.context
+
+
+def test_failed_update_that_a_real_kernel_took() -> None:
+    data = bytes.fromhex(UPCALLS["failed_update"])
+    assert unpack(data) == FailurePayload(errno.ENOKEY, 0)
+    assert FailurePayload(errno.ENOKEY, 0).pack() == data
+
+
+keys = st.sampled_from(sorted(payload.KEY_SIZES)).flatmap(
+    lambda enctype: st.tuples(
+        st.just(enctype),
+        *[st.binary(min_size=payload.KEY_SIZES[enctype], max_size=payload.KEY_SIZES[enctype])] * 3,
+    )
+)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 7), st.integers(0, 2**64 - 1), keys)
+def test_contexts_come_back(
+    endtime: int, flags: int, seq: int, material: tuple[int, bytes, bytes, bytes]
+) -> None:
+    context = Krb5Context(endtime, flags, seq, *material)
+    assert Krb5Context.unpack(context.pack()) == context
+
+
+@given(st.integers(1, 2**32 - 1), st.binary(min_size=1, max_size=1024), st.binary(min_size=1, max_size=4096))
+def test_payloads_come_back(seq_win: int, handle: bytes, context: bytes) -> None:
+    decoded = ContextPayload(seq_win, handle, context)
+    assert unpack(decoded.pack()) == decoded
+
+
+@given(st.integers(1, 4095), st.integers(0, 2**32 - 1))
+def test_failures_come_back(number: int, major: int) -> None:
+    assert unpack(FailurePayload(number, major).pack()) == FailurePayload(number, major)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_payload_or_a_payload_error(data: bytes) -> None:
+    for decode in (unpack, Krb5Context.unpack):
+        try:
+            assert decode(data).pack() == data
+        except PayloadError:
+            pass
+
+
+@pytest.mark.parametrize("cut", range(len(SUCCESS)))
+def test_no_part_of_a_payload_is_one(cut: int) -> None:
+    with pytest.raises(PayloadError):
+        unpack(SUCCESS[:cut])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        SUCCESS + b"\0",
+        struct.pack("=IiI", 0, -5, 0) + b"\0",
+        struct.pack("=IiI", 0, 5, 0),
+        struct.pack("=IiI", 0, 0, 0),
+        struct.pack("=IiI", 0, -4096, 0),
+        struct.pack("=II", 1, 0) + struct.pack("=I", 1) + b"x",
+        struct.pack("=II", 1, 1) + b"h" + struct.pack("=I", 0),
+        struct.pack("=II", 1, 1025) + bytes(1025) + struct.pack("=I", 1) + b"x",
+        struct.pack("=II", 1, 0xFFFFFFFF) + bytes(64),
+    ],
+)
+def test_malformed_payloads(data: bytes) -> None:
+    with pytest.raises(PayloadError):
+        unpack(data)
+
+
+def _context(**changes: int) -> bytes:
+    head = {
+        "version": 2,
+        "endtime": 1,
+        "flags": 7,
+        "seq": 1,
+        "enctype": 18,
+        "size": 32,
+        "count": 3,
+        **changes,
+    }
+    return struct.pack("=IIIQIII", *head.values()) + bytes(96)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"version": 1}, {"flags": 8}, {"enctype": 17}, {"enctype": 23}, {"size": 16}, {"count": 2}]
+)
+def test_malformed_contexts(changes: dict[str, int]) -> None:
+    Krb5Context.unpack(_context())
+    with pytest.raises(PayloadError):
+        Krb5Context.unpack(_context(**changes))
+
+
+def show(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "lgss_keyring.payload", *arguments],
+        input=stdin,
+        capture_output=True,
+        check=False,
+    )
+
+
+def test_shown_to_a_person_without_key_material() -> None:
+    decoded = unpack(SUCCESS)
+    assert isinstance(decoded, ContextPayload)
+    kc = Krb5Context.unpack(decoded.context).kc.hex()
+    done = show(SUCCESS.hex())
+    assert done.returncode == 0
+    assert b"aes256-cts-hmac-sha1-96" in done.stdout and b"2048" in done.stdout
+    assert kc.encode() not in done.stdout
+    assert kc.encode() in show(SUCCESS.hex(), "--show-keys").stdout
+    assert show("-", stdin=SUCCESS).stdout == show("-", stdin=SUCCESS.hex().encode()).stdout == done.stdout
+
+
+def test_failure_and_placeholder_are_shown() -> None:
+    assert b"ENOKEY" in show(UPCALLS["failed_update"]).stdout
+    assert b"pending" in show("00").stdout
+
+
+@pytest.mark.parametrize("arguments", [["ff"], ["xyz"], ["--key", "2147483646"]])
+def test_what_is_no_payload_is_said_in_one_line(arguments: list[str]) -> None:
+    done = show(*arguments)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.count(b"\n") == 1 and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["00", "--key", "5"], ["--key", "x"]])
+def test_wrong_usage(arguments: list[str]) -> None:
+    assert show(*arguments).returncode == 2
+
+
+def test_key_is_read_by_serial() -> None:
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            keyutils.join_session_keyring()
+            key = keyutils.add_key(
+                b"lgss:unit", bytes.fromhex(UPCALLS["failed_update"]), keyctl.KEY_SPEC_SESSION_KEYRING
+            )
+            status = 0 if b"ENOKEY" in show("--key", str(key)).stdout else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
