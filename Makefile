@@ -13,6 +13,8 @@ LIBDIR = $(PREFIX)/lib/lgss_keyring
 SBINDIR = $(PREFIX)/sbin
 MANDIR = $(PREFIX)/share/man
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+# Python without an ending, which ruff does not find by itself.
+SCRIPTS := tests/vm/build tests/vm/vm tests/vm/check
 DEPENDENCIES := keyutils gssapi python-daemon click cryptography
 
 # The interpreter itself, not a shim or a venv's link: it goes into a shebang.
@@ -22,7 +24,7 @@ REAL_PYTHON = $(shell $(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.e
 .PHONY: help setup system-packages demo check lint test bench install uninstall clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | sort | while IFS='|' read -r t h; do printf '  %-12s %s\n' "$$t" "$$h"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile tests/vm/vm.mk | sort | while IFS='|' read -r t h; do printf '  %-12s %s\n' "$$t" "$$h"; done
 	@echo 'PREFIX and DESTDIR apply to install and uninstall; PYTHON chooses the interpreter.'
 
 setup: system-packages $(VENV)/.ready ## install system packages and .venv (nothing to do: quiet)
@@ -46,9 +48,11 @@ demo: setup ## show the main job on this machine, then clean up
 	@$(BIN)/python -m lgss_keyring.testing.demo
 
 lint: setup ## ruff and mypy --strict
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check . $(SCRIPTS)
+	$(BIN)/ruff format --check . $(SCRIPTS)
 	$(BIN)/mypy
+	@# Inside the machine these import one another from their own folder.
+	cd tests/vm && ../../$(BIN)/mypy --config-file ../../pyproject.toml *.py
 
 test: setup ## every test (root, a real kernel and KDC)
 	$(BIN)/python -m pytest
@@ -77,6 +81,8 @@ uninstall: ## take away what install put there
 	rm -rf '$(DESTDIR)$(LIBDIR)'
 	rm -f '$(DESTDIR)$(SBINDIR)/lgss_keyring' '$(DESTDIR)$(SYSCONFDIR)/request-key.d/lgssc.conf'
 	rm -f $(patsubst man/%.5,'$(DESTDIR)$(MANDIR)/man5/%.5',$(wildcard man/*.5)) $(patsubst man/%.8,'$(DESTDIR)$(MANDIR)/man8/%.8',$(wildcard man/*.8))
+
+include tests/vm/vm.mk
 
 clean: ## remove what was built here, .venv included
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

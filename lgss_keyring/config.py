@@ -89,7 +89,9 @@ def load(path: str | None = None) -> Config:
     where = path or DEFAULT_PATH
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # TOMLDecodeError is a ValueError; numbers of 4300 digits are a plain one, and
+        # nested brackets end in a RecursionError.
         raise ConfigError(f"{where}: {error}") from error
     return _checked(document, where)
 
@@ -131,7 +133,7 @@ def _checked(document: Mapping[str, Any], where: str) -> Config:
             raise ConfigError(f"{where}: {section} is a section, not a value")
         if section == "hosts":
             for name, host in table.items():
-                if not isinstance(host, str) or not host:
+                if not isinstance(host, str) or not host or not host.isprintable():
                     raise ConfigError(f"{where}: [hosts] {name!r}: a host name in quotes is needed")
             values[section] = table
             continue
@@ -150,6 +152,9 @@ def _check_value(section: str, record: type[Record], name: str, value: object, w
     if type(value) is not wanted:
         kind = "a whole number" if wanted is int else "a string in quotes"
         raise ConfigError(f"{where}: [{section}] {name}: {kind} is needed")
+    if isinstance(value, str) and not value.isprintable():
+        # A NUL would end the name early in C and be a ValueError in os.open.
+        raise ConfigError(f"{where}: [{section}] {name}: {value!a} has characters that do not print")
     if isinstance(value, int):
         low, high = RANGES[section, name]
         if not low <= value <= high:

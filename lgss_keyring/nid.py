@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 from ._record import Record
@@ -48,7 +49,8 @@ class Nid(Record):
             not at
             or kind is None
             or not (number.isascii() and number.isdecimal())
-            or int(number[:6]) > 0xFFFF
+            or len(number) > 5
+            or int(number) > 0xFFFF
         ):
             raise ResolutionError(f"{text[:60]!a} is not a NID")
         if kind in IPV4_TYPES:
@@ -94,6 +96,8 @@ def host_name(nid: Nid, table: Mapping[str, str]) -> str:
     A name is required, as service principals have names; raises ResolutionError. The
     resolver may block for long: call this where a deadline holds.
     """
+    if nid.network_type == LO:
+        return table.get(str(nid)) or own_host_name()
     if str(nid) in table:
         return table[str(nid)]
     address = ip_address(nid)
@@ -106,6 +110,22 @@ def host_name(nid: Nid, table: Mapping[str, str]) -> str:
             f"address {address} of NID {nid} has no host name: {error.strerror or error}",
             kind="no-host-name",
             hint=f'add it to reverse DNS or /etc/hosts, or to [hosts]: "{nid}" = "NAME"',
+        ) from error
+
+
+def own_host_name() -> str:
+    """The canonical host name of this node, by uname(2)'s node name (PROTOCOL 4).
+
+    Raises ResolutionError; may block as :func:`host_name` does.
+    """
+    node = os.uname().nodename
+    try:
+        return socket.getaddrinfo(node, None, flags=socket.AI_CANONNAME)[0][3] or node
+    except OSError as error:
+        raise ResolutionError(
+            f"this node's own name {node} does not resolve: {error.strerror}",
+            kind="no-host-name",
+            hint="put it into /etc/hosts, with its full name first",
         ) from error
 
 

@@ -126,6 +126,8 @@ class Krb5Context(Record):
         size = KEY_SIZES.get(self.enctype)
         if size is None or {len(self.ke), len(self.ki), len(self.kc)} != {size}:
             raise PayloadError(f"enctype {self.enctype} with keys of {len(self.ke)} bytes")
+        if self.flags & ~(INITIATOR | CFX | ACCEPTOR_SUBKEY):
+            raise PayloadError(f"unknown flags {self.flags:#x}")
         try:
             head = _CONTEXT.pack(VERSION, self.endtime, self.flags, self.send_seq, self.enctype, size, 3)
         except struct.error as error:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 
 from .. import _gss, nid
-from ..errors import CredentialError, ResolutionError
+from ..errors import CredentialError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +58,8 @@ def acquire(request: UpcallRequest, config: Config) -> _gss.creds.Creds:
 
 def principals(request: UpcallRequest, config: Config) -> list[str]:
     """The principals that may stand for this machine, best first (PROTOCOL 4)."""
-    host = _own_name(request, config)
+    own = nid.Nid.from_int(request.self_nid)
+    host = nid.host_name(own, config.hosts) if request.self_nid else nid.own_host_name()
     realm = f"@{request.realm}" if request.realm else ""
     found = [
         f"{component}/{host}{realm}"
@@ -70,19 +70,6 @@ def principals(request: UpcallRequest, config: Config) -> list[str]:
     if request.flags == "r":
         found.append(f"lustre_root{realm}")
     return found
-
-
-def _own_name(request: UpcallRequest, config: Config) -> str:
-    if request.self_nid:
-        return nid.host_name(nid.Nid.from_int(request.self_nid), config.hosts)
-    node = os.uname().nodename
-    try:
-        return socket.getaddrinfo(node, None, flags=socket.AI_CANONNAME)[0][3] or node
-    except OSError as error:
-        raise ResolutionError(
-            f"this node's own name {node} does not resolve: {error.strerror}",
-            hint="put it into /etc/hosts with its full name first",
-        ) from error
 
 
 def _check_readable(keytab: str) -> None:

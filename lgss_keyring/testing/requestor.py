@@ -17,6 +17,8 @@ import keyutils
 from .. import keyctl
 
 PLACEHOLDER = b"\0"
+patience = 5.0
+"""Seconds that a requestor waits for its key's answer, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,11 @@ class Requestor:
         os.close(answer_out)
         self._answers = os.fdopen(self._answer, "rb")
 
-    def start(self, description: str, callout: str | bytes, wait: float = 5.0, **extra: Any) -> None:
+    def start(self, description: str, callout: str | bytes, wait: float | None = None, **extra: Any) -> None:
         """Let the process ask, without waiting for it; :meth:`result` waits."""
         raw = callout.encode() if isinstance(callout, str) else callout
-        command = {"description": description, "callout": raw.hex(), "wait": wait, **extra}
+        command = {"description": description, "callout": raw.hex(), **extra}
+        command["wait"] = patience if wait is None else wait
         os.write(self._command, json.dumps(command).encode() + b"\n")
 
     def result(self) -> Answer:
@@ -119,7 +122,7 @@ class Requestor:
         result: dict[str, Any] = json.loads(line)
         return result
 
-    def ask(self, description: str, callout: str | bytes, wait: float = 5.0, **extra: Any) -> Answer:
+    def ask(self, description: str, callout: str | bytes, wait: float | None = None, **extra: Any) -> Answer:
         """:func:`ask` in the process."""
         self.start(description, callout, wait, **extra)
         return self.result()

@@ -87,6 +87,9 @@ class AcceptorProcess:
 class Site:
     """Realm, acceptor and stage; a context manager that takes all of it away."""
 
+    limit = 1
+    """Seconds for connect_timeout and reply_timeout; a slow machine needs more."""
+
     def __init__(self, enctypes: list[str] | None = None) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="lgss-site-")
         self.directory = Path(self._directory.name)
@@ -148,8 +151,8 @@ class Upcalls:
                 "program": PROGRAM,
                 "version": VERSION,
                 "port": site.acceptor.port,
-                "connect_timeout": 1,
-                "reply_timeout": 1,
+                "connect_timeout": site.limit,
+                "reply_timeout": site.limit,
             },
             "hosts": {"127.0.0.1": HOST},
         }

@@ -33,7 +33,8 @@ class TestingError(Exception):
 class Stage:
     """A folder with an executable front; a context manager that removes it.
 
-    ``program`` is the front's path, for a request-key rule.
+    ``program`` is the front's path, for a request-key rule: the stage's own, or that of
+    an installation that the environment variable LGSS_PROGRAM names.
     """
 
     def __init__(self) -> None:
@@ -46,6 +47,9 @@ class Stage:
         except BaseException:
             self.close()
             raise
+        installed = os.environ.get("LGSS_PROGRAM")
+        if installed:
+            self.program = Path(installed)
 
     def _fill(self) -> None:
         self.write_front(CHECKOUT / "lgss_keyring.py", self.program)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from lgss_keyring.testing import requestor
 from lgss_keyring.testing.requestor import Requestor
 from lgss_keyring.testing.site import USER_UID, Site, Upcalls
+from lgss_keyring.testing.stage import CHECKOUT, Stage
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -18,10 +20,47 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         pytest.exit("the integration tests need root: they install request-key rules and change ids", 3)
 
 
+BARE_SECONDS = 0.010
+"""What a bare Python handler blocks its caller for on a real machine, for :func:`pace`."""
+
+
+class Pace:
+    """How much slower than a real machine this one is; 1 unless it is an emulated one.
+
+    There (LGSS_VM in the environment) every bar is a ratio to a bare handler: measured
+    in the same machine, before the first test.
+    """
+
+    factor = 1.0
+
+    def __call__(self, seconds: float) -> float:
+        """A bar of so many seconds on a real machine, on this one."""
+        return seconds * self.factor
+
+    def whole(self, seconds: int) -> int:
+        """A limit of the product's own, which has a second of slack on a real machine."""
+        return max(seconds, round(self(seconds) / 4))
+
+
+pace = Pace()
+
+
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
     with Site() as site:
+        if os.environ.get("LGSS_VM"):
+            pace.factor = max(1.0, bare_handler(site) / BARE_SECONDS)
+            requestor.patience = pace(requestor.patience)
+            Site.limit = pace.whole(1)
         yield site
+
+
+def bare_handler(site: Site) -> float:
+    """Median seconds that a handler which does the least blocks its caller for."""
+    program = site.stage.directory / "bare.py"
+    Stage.write_front(CHECKOUT / "bench" / "bare.py", program)
+    with site.upcalls(program=program, arguments="%o %k") as upcalls, Requestor(0) as root:
+        return sorted(root.ask(upcalls.name(), "x", wait=0).blocked for _ in range(7))[3]
 
 
 @pytest.fixture
@@ -52,12 +91,13 @@ def root() -> Iterator[Requestor]:
 def upcall_processes(site: Site) -> list[int]:
     """The pids, zombies left out, of all processes that run the stage's front."""
     found = []
-    wanted = str(site.stage.directory).encode()
+    wanted = (str(site.stage.directory).encode(), str(site.stage.program).encode())
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 # A zombie has no command line.
-                if wanted in (entry / "cmdline").read_bytes():
+                line = (entry / "cmdline").read_bytes()
+                if any(path in line for path in wanted):
                     found.append(int(entry.name))
             except OSError:
                 pass
@@ -74,9 +114,9 @@ def keys_of(uid: int) -> int:
 
 
 def within(seconds: float, condition: object) -> bool:
-    """Whether ``condition()`` becomes true in that time."""
+    """Whether ``condition()`` becomes true in that time, at this machine's pace."""
     assert callable(condition)
-    end = time.monotonic() + seconds
+    end = time.monotonic() + pace(seconds)
     while not condition():
         if time.monotonic() > end:
             return False

@@ -20,7 +20,9 @@ from lgss_keyring.testing.cgroup import Cgroup
 from lgss_keyring.testing.requestor import Answer, Requestor
 from lgss_keyring.testing.site import USER_UID, Site, Upcalls, machine_callout, user_callout
 
-from .conftest import keys_of, upcall_processes, within
+from .conftest import keys_of, pace, upcall_processes, within
+
+pytestmark = pytest.mark.vm
 
 
 def established(answer: Answer) -> Krb5Context:
@@ -58,7 +60,7 @@ def test_user_with_a_ticket(site: Site, upcalls: Upcalls, user: Requestor) -> No
     assert done["LGSS_KEY"] == str(answer.key) and done["LGSS_UID"] == str(USER_UID)
     assert done["LGSS_INITIATOR"].startswith("alice@") and done["level"] == "info"
     assert "lgss-MDT0000-mdc" in done["LGSS_TARGET"]
-    assert answer.blocked < 0.1
+    assert answer.blocked < pace(0.1)
 
 
 def test_root_with_the_keytab(site: Site, upcalls: Upcalls, root: Requestor) -> None:
@@ -66,7 +68,7 @@ def test_root_with_the_keytab(site: Site, upcalls: Upcalls, root: Requestor) -> 
     proven(site, answer)
     done = upcalls.log("LGSS_STEP=updated")[-1]
     assert done["LGSS_INITIATOR"].startswith("lustre_root/localhost@")
-    assert answer.blocked < 0.1
+    assert answer.blocked < pace(0.1)
 
 
 def test_root_asks_for_a_user(site: Site, upcalls: Upcalls, root: Requestor, ticket: int) -> None:
@@ -79,8 +81,8 @@ def test_second_request_finds_the_key_without_an_upcall(upcalls: Upcalls, user: 
     events = len(upcalls.log("LGSS_STEP=updated"))
     second = user.ask(name, user_callout())
     assert second.key == first.key and second.payload == first.payload
-    assert second.blocked < 0.005
-    time.sleep(0.1)
+    assert second.blocked < first.blocked / 3
+    time.sleep(pace(0.1))
     assert len(upcalls.log()) == events
 
 
@@ -193,8 +195,8 @@ def test_monitor_killed_takes_the_worker_along(site: Site, ticket: int) -> None:
     """And the key expires at the upcall timeout."""
     with peers.Silent() as peer:
         settings = {"rpcsec_gss": {"port": peer.port, "reply_timeout": 30}}
-        with site.upcalls(settings, "--timeout 3") as upcalls, Requestor(ticket) as user:
-            user.start(upcalls.name(), user_callout(), wait=8)
+        with site.upcalls(settings, f"--timeout {pace.whole(3)}") as upcalls, Requestor(ticket) as user:
+            user.start(upcalls.name(), user_callout(), wait=pace(8))
             assert within(3, lambda: any("getting a ticket" in e["message"] for e in upcalls.log()))
             (monitor,) = [
                 p for p in upcall_processes(site) if "Uid:\t0\t0" in Path(f"/proc/{p}/status").read_text()
@@ -250,7 +252,7 @@ def test_64_at_once_root_and_users(site: Site, upcalls: Upcalls) -> None:
     try:
         for uid, requestor in zip(uids, requestors, strict=True):
             callout = user_callout(uid) if uid else machine_callout()
-            requestor.start(upcalls.name(), callout, wait=25)
+            requestor.start(upcalls.name(), callout, wait=pace(25))
         answers = [requestor.result() for requestor in requestors]
     finally:
         for requestor in requestors:
@@ -313,7 +315,7 @@ def test_a_damaged_installation_still_answers(site: Site, ticket: int) -> None:
     with site.upcalls(program=front) as upcalls, Requestor(ticket) as user:
         answer = user.ask(upcalls.name(), user_callout())
     assert payload.unpack(answer.data) == payload.FailurePayload(errno.ELIBACC, 0)
-    assert answer.updated is not None and answer.updated < 1
+    assert answer.updated is not None and answer.updated < pace(1)
 
 
 def test_lgssc_is_instantiated_without_a_payload(site: Site, root: Requestor) -> None:

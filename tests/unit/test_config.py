@@ -59,6 +59,12 @@ def test_every_section(tmp_path: Path) -> None:
         ("[krb5]\nkeytab = 5", "a string in quotes"),
         ("[hosts]\n'192.0.2.5' = 5", "a host name in quotes"),
         ("[log\n", "line 1"),
+        ('[log]\nfile = "/x\\u0000y"', "do not print"),
+        ('[krb5]\nkeytab = "/x\\u0000y"', "do not print"),
+        ('[hosts]\n"192.0.2.5" = "a\\u0000"', "a host name"),
+        pytest.param("[upcall]\ntimeout = " + "9" * 5000, "config.toml", id="digits"),
+        pytest.param("[upcall]\ntimeout = " + "[" * 5000, "config.toml", id="arrays"),
+        pytest.param("[upcall]\ntimeout = " + "{a=" * 5000, "config.toml", id="tables"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, words: str) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lgss_keyring.errors import ResolutionError
-from lgss_keyring.nid import TYPES, Nid, host_name, ip_address, service_name
+from lgss_keyring.nid import TYPES, Nid, host_name, ip_address, own_host_name, service_name
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,8 @@ def test_any_text_is_a_nid_or_a_resolution_error(text: str) -> None:
         "1.2.3.4@tcpx",
         "1@lo",
         "1.2.3.4@tcp65536",
+        "1.2.3.4@tcp00000099999",
+        "1.2.3.4@tcp" + "9" * 5000,
     ],
 )
 def test_what_is_no_nid(text: str) -> None:
@@ -71,6 +73,11 @@ def test_addresses() -> None:
             ip_address(Nid.parse(text))
     with pytest.raises(ResolutionError):
         ip_address(Nid(5, 99, 0))
+
+
+def test_lo_is_this_host() -> None:
+    assert host_name(Nid.parse("0@lo"), {}) == own_host_name()
+    assert host_name(Nid.parse("0@lo"), {"0@lo": "a"}) == "a"
 
 
 def test_names() -> None:

@@ -63,6 +63,11 @@ def test_payloads_come_back(seq_win: int, handle: bytes, context: bytes) -> None
     assert unpack(decoded.pack()) == decoded
 
 
+def test_contexts_that_would_be_refused_are_not_made() -> None:
+    with pytest.raises(PayloadError):
+        Krb5Context(1, 8, 1, 17, bytes(16), bytes(16), bytes(16)).pack()
+
+
 @given(st.integers(1, 4095), st.integers(0, 2**32 - 1))
 def test_failures_come_back(number: int, major: int) -> None:
     assert unpack(FailurePayload(number, major).pack()) == FailurePayload(number, major)

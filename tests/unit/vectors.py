@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-SHARED = Path(os.environ.get("LGSS_SHARED", Path(__file__).parents[3] / "shared"))
+SHARED = Path(os.environ.get("LGSS_SHARED") or Path(__file__).parents[3] / "shared")
 
 
 def load(name: str) -> Any:
