@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from datetime import datetime
 from types import FrameType
 
-from ..callout import parse_callout
 from ..crypto import tokens
 from ..errors import LgssError
 from ..payload import ContextPayload, Krb5Context, unpack
@@ -139,19 +138,43 @@ def prove(site: Site, data: bytes) -> None:
     say("  a MIC made with this payload verifies with the acceptor's own context")
 
 
+class Interruption:
+    """SIGINT and SIGTERM as KeyboardInterrupt, but only where one does no harm.
+
+    Raised in the middle of making or removing something, it would leave the thing
+    behind that no variable names yet.
+    """
+
+    def __init__(self) -> None:
+        self._pending = False
+        self._allowed = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._pending = True
+        if self._allowed:
+            self._allowed = False  # once: the clean-up that follows is not to be interrupted
+            raise KeyboardInterrupt
+
+    def allow(self, allowed: bool) -> None:
+        """From now on raise at once, what came before included, or only remember."""
+        self._allowed = allowed
+        if allowed and self._pending:
+            raise KeyboardInterrupt
+
+
 def main() -> int:
     """Run the demo; the exit status."""
-    signal.signal(signal.SIGTERM, _stop)
+    interruption = Interruption()
     established = failed = 0
     with ExitStack() as stack:
-        # What was begun is taken away in peace.
-        stack.callback(signal.signal, signal.SIGINT, signal.default_int_handler)
         try:
             started = time.monotonic()
             site = stack.enter_context(Site())
             site.kinit()
             upcalls = stack.enter_context(site.upcalls())
-            stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
+            interruption.allow(True)
             say(f"A realm, an acceptor and a rule are set up ({time.monotonic() - started:.1f} s).")
             say(f"The rule, in {upcalls.rule.path}:")
             say(f"  {upcalls.rule.path.read_text().splitlines()[-1]}")
@@ -159,7 +182,6 @@ def main() -> int:
                 ("root, with the machine's keytab (flags r)", 0, machine_callout()),
                 (f"an ordinary user (uid {USER_UID}), with a ticket", USER_UID, user_callout()),
             ):
-                parse_callout(callout)
                 try:
                     good = show(site, upcalls, who, uid, callout)
                 except (TestingError, LgssError) as error:
@@ -168,18 +190,15 @@ def main() -> int:
                 established += good
                 failed += not good
         except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
             say("\ninterrupted; cleaning up")
             failed = 2 - established
         except (TestingError, RealmError, OSError) as error:
             say(f"demo: {error}")
             failed = 2 - established
+        finally:
+            interruption.allow(False)
     say(f"\ndemo: {established} established, {failed} failed")
     return 0 if established == 2 else 1
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
