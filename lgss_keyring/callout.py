@@ -41,11 +41,14 @@ class Callout(Record):
     obd_name: str
     self_nid: int
     pid: int
-    client_uuid: str | None = None
+    client_uuid: str | None
 
 
-class UpcallRequest(Record):
-    """One upcall: the arguments of PROTOCOL 1 and the callout info of PROTOCOL 2."""
+class UpcallRequest(Callout):
+    """One upcall: its callout info, and the arguments of PROTOCOL 1 beside it.
+
+    ``realm``: of the machine's own principals, from ``-R``.
+    """
 
     key: int
     key_type: str
@@ -56,18 +59,6 @@ class UpcallRequest(Record):
     process_keyring: int
     session_keyring: int
     realm: str | None
-    secid: int
-    mechanism: str
-    uid: int
-    gid: int
-    flags: str
-    service_type: str
-    lustre_service: int
-    target_nid: int
-    obd_name: str
-    self_nid: int
-    pid: int
-    client_uuid: str | None
 
     @property
     def is_machine(self) -> bool:
@@ -94,18 +85,17 @@ def parse_request(arguments: Sequence[str], realm: str | None = None) -> UpcallR
         raise RequestError(f"key type {_quoted(key_type)} is none of {', '.join(KEY_TYPES)}")
     if key_type == "user" and not description.startswith(USER_PREFIX):
         raise RequestError(f"description {_quoted(description)} does not begin with {USER_PREFIX}")
-    fields = parse_callout(callout)
     return UpcallRequest(
-        _number("key serial", key, 1, INT_MAX),
-        key_type,
-        description,
-        _number("requestor's uid", uid, 0, ID_MAX),
-        _number("requestor's gid", gid, 0, ID_MAX),
-        _number("thread keyring", thread, 0, INT_MAX),
-        _number("process keyring", process, 0, INT_MAX),
-        _number("session keyring", session, 0, INT_MAX),
-        realm,
-        **{name: getattr(fields, name) for name in Callout._fields},
+        **parse_callout(callout).__dict__,
+        key=_number("key serial", key, 1, INT_MAX),
+        key_type=key_type,
+        description=description,
+        requestor_uid=_number("requestor's uid", uid, 0, ID_MAX),
+        requestor_gid=_number("requestor's gid", gid, 0, ID_MAX),
+        thread_keyring=_number("thread keyring", thread, 0, INT_MAX),
+        process_keyring=_number("process keyring", process, 0, INT_MAX),
+        session_keyring=_number("session keyring", session, 0, INT_MAX),
+        realm=realm,
     )
 
 

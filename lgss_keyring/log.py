@@ -21,6 +21,13 @@ JOURNAL = "/run/systemd/journal/socket"
 SYSLOG = "/dev/log"
 IDENTIFIER = "lgss_keyring"
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Report = Callable[[str, str], None]
+    """What a negotiation tells its steps to: a level of LEVELS and a text."""
+
 # Names and syslog(3) priorities.
 LEVELS = {"error": 3, "warning": 4, "info": 6, "debug": 7}
 _AUTHPRIV = 10 << 3

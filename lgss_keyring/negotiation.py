@@ -16,13 +16,10 @@ from .errors import GSS_S_FAILURE, ChannelError, LgssError, MechanismError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .callout import UpcallRequest
     from .channel import Channel
     from .config import Config
-
-    Report = Callable[[str, str], None]
+    from .log import Report
 
 GSS_S_COMPLETE = 0
 GSS_S_CONTINUE_NEEDED = 1

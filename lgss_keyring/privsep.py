@@ -39,7 +39,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Report = Callable[[str, str], None]
+    from .log import Report
 
 MESSAGE_LIMIT = 8192
 TEXT_LIMIT = 1000

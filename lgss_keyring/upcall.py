@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from .callout import UpcallRequest
     from .config import Config
+    from .log import Report
     from .negotiation import Established, Failed
-    from .privsep import Report
 
 # An answer of failure must not outlive its cause, only reach all who wait for it.
 FAILURE_LIFE = 2

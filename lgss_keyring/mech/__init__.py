@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..callout import UpcallRequest
     from ..config import Config
-    from ..negotiation import Report
+    from ..log import Report
 
     class Initiator(Protocol):
         """One side of one context under negotiation (RFC 2743, 2.2.1)."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ..callout import UpcallRequest
     from ..config import Config
-    from ..negotiation import Report
+    from ..log import Report
 
 INITIATOR = 1
 CFX = 2

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,9 @@ from hypothesis import strategies as st
 from lgss_keyring import payload, privsep
 from lgss_keyring.negotiation import Established, Failed
 from lgss_keyring.privsep import Answer, ProtocolError, Worker
+
+if TYPE_CHECKING:
+    from lgss_keyring.log import Report
 
 ESTABLISHED = Established(128, b"handle", b"context", 2_000_000_000, "alice@LGSS.TEST")
 FAILED = Failed(errno.ENOKEY, 7 << 16, "no-ticket", "there is no ticket", "run kinit")
@@ -91,7 +95,7 @@ def test_errno_must_be_one(number: int) -> None:
 def test_worker_answers_and_is_waited_for() -> None:
     steps: list[tuple[str, str]] = []
 
-    def work(report: privsep.Report) -> Established | Failed:
+    def work(report: Report) -> Established | Failed:
         report("debug", f"in another process than {os.getppid()}")
         report("warning", "second")
         return ESTABLISHED
@@ -106,7 +110,7 @@ def test_worker_answers_and_is_waited_for() -> None:
 
 
 def test_exception_in_the_worker_is_a_failure() -> None:
-    def work(report: privsep.Report) -> Established | Failed:
+    def work(report: Report) -> Established | Failed:
         raise RuntimeError("what now")
 
     answer = wait(Worker(work))
@@ -116,7 +120,7 @@ def test_exception_in_the_worker_is_a_failure() -> None:
 
 
 def test_silent_worker_is_killed_at_the_deadline_and_the_limit_named() -> None:
-    def work(report: privsep.Report) -> Established | Failed:
+    def work(report: Report) -> Established | Failed:
         report("debug", "asking the KDC")
         time.sleep(60)
         return ESTABLISHED
@@ -134,7 +138,7 @@ def test_silent_worker_is_killed_at_the_deadline_and_the_limit_named() -> None:
 
 
 def test_killed_worker_is_an_error_at_once() -> None:
-    def work(report: privsep.Report) -> Established | Failed:
+    def work(report: Report) -> Established | Failed:
         os.kill(os.getpid(), signal.SIGKILL)
         return ESTABLISHED
 
