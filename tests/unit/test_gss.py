@@ -1,0 +1,48 @@
+"""The lean way into python-gssapi, in processes of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+WORKS = (
+    "import lgss_keyring._gss as g\n"
+    "name = g.names.import_name(b'lustre_mds@localhost', g.NameType.hostbased_service)\n"
+    "assert g.names.display_name(name).name == b'lustre_mds@localhost'\n"
+    "import os; os.environ['KRB5CCNAME'] = 'FILE:/nonexistent/cache'\n"
+    "from lgss_keyring.errors import CredentialError\n"
+    "try: g.creds.acquire_cred(None, mechs=[g.KRB5], usage='initiate')\n"
+    "except g.GSSError as error: said = g.explain(error, 'cannot', CredentialError)\n"
+    "assert (said.kind, said.errno, said.major) == ('no-ticket', 126, 7 << 16), vars(said)\n"
+    "assert '/nonexistent/cache' in said.reason, said.reason\n"
+)
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def test_without_the_friendly_layer() -> None:
+    loaded = run(WORKS + "import sys; print(*sys.modules)").split()
+    assert "gssapi.raw.sec_contexts" in loaded
+    assert not {"gssapi.creds", "gssapi.sec_contexts", "gssapi.raw.ext_dce"} & set(loaded)
+
+
+def test_beside_the_friendly_layer() -> None:
+    run("import gssapi\n" + WORKS + "assert gssapi.raw.names is g.names and gssapi.Name")
+
+
+@pytest.mark.parametrize("broken", ["raw.names", "raw.ext_krb5"])
+def test_plain_import_where_the_lean_one_fails(broken: str) -> None:
+    """As if a future release needed what its packages' __init__ does."""
+    failing = (
+        "import importlib, sys\n"
+        "plain = importlib.import_module\n"
+        "def lean(name):\n"
+        f"    if name == 'gssapi.{broken}': raise ImportError('needs more')\n"
+        "    return plain(name)\n"
+        "importlib.import_module = lean\n"
+    )
+    run(failing + WORKS + "assert 'gssapi.creds' in sys.modules")
