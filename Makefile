@@ -62,16 +62,23 @@ check: lint test ## lint, types and every test
 bench: setup ## blocked time, time to the context, CPU time (JSON=FILE keeps the figures)
 	@$(BIN)/python bench/bench_upcall.py $(if $(JSON),--json $(JSON))
 
-install: ## install for request-key(8), under PREFIX and DESTDIR
+# The wheels' own interpreter has pip; Debian's may have none. What is asked for goes.
+INSTALL_PYTHON = $(if $(filter-out file default,$(origin PYTHON)),$(PYTHON),$(BIN)/python)
+INSTALLED_PYTHON = $(shell $(INSTALL_PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable))')
+
+.PHONY: wheels
+wheels:
 	@test -n "$$(ls '$(WHEELS)'/gssapi-*.whl 2>/dev/null)" || $(MAKE) --no-print-directory setup
+
+install: wheels ## install for request-key(8), under PREFIX and DESTDIR
 	rm -rf '$(DESTDIR)$(LIBDIR)'
 	install -d '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(SBINDIR)' '$(DESTDIR)$(SYSCONFDIR)/request-key.d' '$(DESTDIR)$(MANDIR)/man5' '$(DESTDIR)$(MANDIR)/man8'
-	$(REAL_PYTHON) -m pip -qq --disable-pip-version-check install --no-index --find-links '$(WHEELS)' --no-compile --root-user-action ignore --target '$(DESTDIR)$(LIBDIR)' $(DEPENDENCIES)
+	$(INSTALL_PYTHON) -m pip -qq --disable-pip-version-check install --no-index --find-links '$(WHEELS)' --no-compile --root-user-action ignore --target '$(DESTDIR)$(LIBDIR)' $(DEPENDENCIES)
 	rm -rf '$(DESTDIR)$(LIBDIR)/bin'
 	tar -c --exclude __pycache__ lgss_keyring | tar -x --no-same-owner -C '$(DESTDIR)$(LIBDIR)'
-	sed '1s|.*|#!$(REAL_PYTHON) -IS|' lgss_keyring.py >'$(DESTDIR)$(LIBDIR)/lgss_keyring.py'
+	sed '1s|.*|#!$(INSTALLED_PYTHON) -IS|' lgss_keyring.py >'$(DESTDIR)$(LIBDIR)/lgss_keyring.py'
 	chmod 755 '$(DESTDIR)$(LIBDIR)/lgss_keyring.py'
-	$(REAL_PYTHON) -m compileall -qq -s '$(DESTDIR)' '$(DESTDIR)$(LIBDIR)' || true
+	$(INSTALL_PYTHON) -m compileall -qq -s '$(DESTDIR)' '$(DESTDIR)$(LIBDIR)' || true
 	ln -sfn ../lib/lgss_keyring/lgss_keyring.py '$(DESTDIR)$(SBINDIR)/lgss_keyring'
 	sed 's|@SBINDIR@|$(SBINDIR)|' request-key.d/lgssc.conf >'$(DESTDIR)$(SYSCONFDIR)/request-key.d/lgssc.conf'
 	install -m 644 man/*.5 '$(DESTDIR)$(MANDIR)/man5'
