@@ -54,13 +54,13 @@ def unlink_requestor(keyrings: tuple[int, ...]) -> None:
 
     Before the machine's credential is looked for: with a user's session keyring
     linked, root would resolve ``KEYRING:session`` to that user's TGT (PROTOCOL
-    10).  A keyring that the front could not link is not there: no error.  Any other
-    failure is one, for then the user's credential would still be in reach.
+    10).  A keyring that the front could not link, or that is dead, is not in reach: no
+    error.  Any other failure is one, raised as KeyOperationError.
     """
     for ring in keyrings:
         if ring:
             try:
                 _call("unlink", ring, keyutils.unlink, ring, keyctl.KEY_SPEC_SESSION_KEYRING)
             except KeyOperationError as error:
-                if error.errno not in (errno.ENOENT, *GONE):
+                if error.errno not in (errno.ENOENT, *(GONE - {errno.EACCES})):
                     raise

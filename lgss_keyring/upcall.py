@@ -126,7 +126,9 @@ def _limit(request: UpcallRequest, options: Mapping[str, str], settings: Config)
 def _negotiate(
     request: UpcallRequest, settings: Config, deadline: float, limit: str, setting: str, log: Log
 ) -> Answer:
-    if request.is_machine:
+    # Only who asks for himself brings his credentials along: root's session keyring
+    # must not lend its TGT to the user that root asks for, nor a user's to the machine.
+    if request.is_machine or request.requestor_uid != request.uid:
         keys.unlink_requestor((request.session_keyring, request.thread_keyring, request.process_keyring))
 
     monitor = os.getpid()

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import keyutils
@@ -122,22 +123,44 @@ def test_other_enctypes_are_a_clear_failure() -> None:
         assert event["LGSS_ERROR"] == "enctype" and "26" in event["message"]
 
 
-def test_a_credential_only_in_the_requestors_session_keyring(site: Site, upcalls: Upcalls) -> None:
-    """The front's links keep it in reach (PROTOCOL 10)."""
+@pytest.fixture
+def session_caches(site: Site) -> Iterator[Upcalls]:
+    """Upcalls whose users' default cache is in their session keyring."""
     config = site.directory / "session-krb5.conf"
-    text = Path(site.realm.krb5_conf).read_text()
-    lines = [line for line in text.splitlines() if "default_ccache_name" not in line]
+    lines = Path(site.realm.krb5_conf).read_text().splitlines()
+    lines = [line for line in lines if "default_ccache_name" not in line]
     at = lines.index("[libdefaults]") + 1
     config.write_text("\n".join([*lines[:at], "  default_ccache_name = KEYRING:session:lgss", *lines[at:]]))
     config.chmod(0o644)
-    with site.upcalls({"krb5": {"config": str(config)}}) as other, Requestor(USER_UID) as user:
-        without = user.ask(other.name(), user_callout())
+    with site.upcalls({"krb5": {"config": str(config)}}) as upcalls:
+        yield upcalls
+
+
+def kinit_in_session(site: Site, requestor: Requestor) -> None:
+    keytab = site.directory / "alice.keytab"
+    shutil.copyfile(site.population.user_keytab, keytab)
+    os.chown(keytab, requestor.uid, requestor.uid)
+    config = {"KRB5_CONFIG": str(site.directory / "session-krb5.conf")}
+    requestor.run(["kinit", "-k", "-t", str(keytab), "alice"], config)
+
+
+def test_a_credential_only_in_the_requestors_session_keyring(site: Site, session_caches: Upcalls) -> None:
+    """The front's links keep it in reach (PROTOCOL 10)."""
+    with Requestor(USER_UID) as user:
+        without = user.ask(session_caches.name(), user_callout())
         assert isinstance(payload.unpack(without.data), payload.FailurePayload)
-        keytab = site.directory / "alice.keytab"
-        shutil.copyfile(site.population.user_keytab, keytab)
-        os.chown(keytab, USER_UID, USER_UID)
-        user.run(["kinit", "-k", "-t", str(keytab), "alice"], {"KRB5_CONFIG": str(config)})
-        proven(site, user.ask(other.name(), user_callout()))
+        kinit_in_session(site, user)
+        proven(site, user.ask(session_caches.name(), user_callout()))
+
+
+def test_root_asking_for_a_user_lends_him_nothing(
+    site: Site, session_caches: Upcalls, root: Requestor
+) -> None:
+    """A TGT in root's session keyring is root's: not for a context of somebody else."""
+    kinit_in_session(site, root)
+    proven(site, root.ask(session_caches.name(), user_callout(0)))
+    answer = root.ask(session_caches.name(), user_callout(USER_UID))
+    assert payload.unpack(answer.data) == payload.FailurePayload(errno.ENOKEY, 7 << 16)
 
 
 def test_worker_of_a_user_has_no_way_back(site: Site, ticket: int) -> None:
@@ -327,13 +350,26 @@ def test_lgssc_is_instantiated_without_a_payload(site: Site, root: Requestor) ->
         assert "keyctl_instantiate" in upcalls.log("LGSS_ERROR=")[-1]["message"]
 
 
-def test_keyring_of_the_requestor_is_out_of_the_machines_reach(site: Site, upcalls: Upcalls) -> None:
-    """PROTOCOL 10's danger: with flags, root must not find a TGT in the requestor's
-    session; here the session keyring is linked, and unlinked before the worker starts."""
-    with Requestor(0) as root:
-        answer = root.ask(upcalls.name(), machine_callout())
-        established(answer)
-    assert upcalls.log("LGSS_STEP=updated")[-1]["LGSS_INITIATOR"].startswith("lustre_root")
+def test_requestors_keyrings_are_out_of_the_machines_reach(site: Site, root: Requestor) -> None:
+    """PROTOCOL 10's danger: with the requestor's session keyring linked, root would resolve
+    KEYRING:session to what is in there.  A user's request needs that link, a machine's
+    must have lost it when it goes to work."""
+    site.realm.kinit("alice", 0, 0)
+    links: dict[str, int] = {}
+    with (
+        peers.Silent() as peer,
+        site.upcalls({"rpcsec_gss": {"port": peer.port, "reply_timeout": 5}}) as upcalls,
+    ):
+        for callout in (user_callout(0), machine_callout()):
+            key = root.ask(upcalls.name(), callout, wait=0).key
+            assert within(
+                3, lambda: sum("getting a ticket" in e["message"] for e in upcalls.log()) > len(links)
+            )
+            (ring,) = [x for x in Path("/proc/keys").read_text().splitlines() if f" _req.{key}: " in x]
+            links[callout] = int(ring.rpartition(": ")[2])
+        for pid in upcall_processes(site):
+            os.kill(pid, 9)
+    assert links[user_callout(0)] == links[machine_callout()] + 1
 
 
 def test_unlinking_the_requestors_keyrings() -> None:
