@@ -91,13 +91,13 @@ def root() -> Iterator[Requestor]:
 def upcall_processes(site: Site) -> list[int]:
     """The pids, zombies left out, of all processes that run the stage's front."""
     found = []
-    wanted = (str(site.stage.directory).encode(), str(site.stage.program).encode())
+    folder, program = str(site.stage.directory).encode(), str(site.stage.program).encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 # A zombie has no command line.
-                line = (entry / "cmdline").read_bytes()
-                if any(path in line for path in wanted):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if any(word == program or word.startswith(folder) for word in words):
                     found.append(int(entry.name))
             except OSError:
                 pass

@@ -1,0 +1,377 @@
+"""The product as installed, where only a machine of its own can show it.
+
+A stock kernel, systemd with its journal, AppArmor, a clock that may be turned, the
+realm of `kdc-setup`, and Lustre's side of the kernel by `lgss_testmod`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import pwd
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testmod import Report, trigger
+
+from lgss_keyring import payload
+from lgss_keyring.callout import format_callout
+from lgss_keyring.nid import Nid
+from lgss_keyring.testing import requestor
+from lgss_keyring.testing.realm import Realm
+from lgss_keyring.testing.requestor import Answer, Requestor
+from lgss_keyring.testing.site import AcceptorProcess, Site, user_callout
+from lgss_keyring.testing.stage import Rule
+
+pytestmark = pytest.mark.vm
+
+PROGRAM = Path("/usr/sbin/lgss_keyring")
+RULE = Path("/etc/request-key.d/lgssc.conf")
+SERVER = Nid.parse("192.168.77.1@tcp").to_int()
+CLIENT = Nid.parse("192.168.77.2@tcp").to_int()
+# TCG is some 20 times slower than a real machine; what is judged here is not time.
+PATIENCE = 120.0
+
+
+class InstalledRealm(Realm):
+    """What stands in for `Site.realm`: kdc-setup has made the realm, as a service."""
+
+    def __init__(self) -> None:
+        self.env = {}
+
+
+@pytest.fixture(scope="module")
+def acceptor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AcceptorProcess]:
+    """An acceptor with the server's keytab, on the default port: no configuration."""
+    directory = tmp_path_factory.mktemp("acceptor")
+    keytab = Path("/etc/lustre-server.keytab")
+    # Later options win. The server's address is one of loopback's, made by the image.
+    acceptor = AcceptorProcess(InstalledRealm(), keytab, directory, "--listen", "0.0.0.0:20988")
+    yield acceptor
+    acceptor.close()
+
+
+@pytest.fixture
+def rule() -> Iterator[str]:
+    """The prefix of `user` keys that the installed program serves, without any option."""
+    prefix = f"lgss:product.{time.monotonic_ns()}:"
+    with Rule(f"{prefix}*", PROGRAM):
+        yield prefix
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patience() -> Iterator[None]:
+    before, requestor.patience = requestor.patience, PATIENCE
+    yield
+    requestor.patience = before
+
+
+def callout_to_server(uid: int = 0, **fields: Any) -> str:
+    values = {
+        "secid": 7, "uid": uid, "gid": uid, "lustre_service": 1, "target_nid": SERVER,
+        "obd_name": "lustre-MDT0000-mdc", "self_nid": CLIENT, **fields,
+    }  # fmt: skip
+    return format_callout(**values)
+
+
+def journal(**fields: object) -> list[dict[str, Any]]:
+    """The entries of lgss_keyring with these fields, oldest first."""
+    subprocess.run(["journalctl", "--sync"], check=True)
+    matches = [f"{name}={value}" for name, value in fields.items()]
+    command = ["journalctl", "--no-pager", "--boot", "--output=json", "--identifier=lgss_keyring", *matches]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def journal_of(key: int) -> list[dict[str, Any]]:
+    """The entries of one upcall; its last one is written after the key's update."""
+    end = time.monotonic() + 30
+    while not (entries := journal(LGSS_KEY=key)) and time.monotonic() < end:
+        time.sleep(0.2)
+    return entries
+
+
+def established(answer: Answer) -> payload.ContextPayload:
+    assert answer.error == 0 and answer.read_error == 0, answer
+    decoded = payload.unpack(answer.data)
+    assert isinstance(decoded, payload.ContextPayload), journal_of(answer.key)[-1]["MESSAGE"]
+    return decoded
+
+
+def failed(answer: Answer) -> dict[str, Any]:
+    """The failure's journal entry."""
+    assert isinstance(payload.unpack(answer.data), payload.FailurePayload), answer
+    return journal_of(answer.key)[-1]
+
+
+def processes() -> list[str]:
+    """All processes of the program, zombies too."""
+    listed = subprocess.check_output(["ps", "-eo", "pid,stat,comm,args"], text=True).splitlines()
+    return [
+        line for line in listed if "lgss_keyring" in line and "pytest" not in line and "testing" not in line
+    ]
+
+
+def none_left(seconds: float = 30) -> bool:
+    end = time.monotonic() + seconds
+    while processes():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    yield
+    assert none_left(), processes()
+
+
+def as_alice(*command: str, stdin: str = "") -> None:
+    subprocess.run(
+        command, input=stdin, text=True, check=True, capture_output=True,
+        user=1000, group=1000, extra_groups=[], env={"PATH": os.environ["PATH"], "HOME": "/home/alice"},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def alice() -> Iterator[Requestor]:
+    """A process of alice's, who has run kinit as anybody does."""
+    assert pwd.getpwnam("alice").pw_uid == 1000
+    as_alice("kinit", "alice", stdin="password\n")
+    with Requestor(1000) as user:
+        yield user
+    as_alice("kdestroy")
+
+
+# systemd, the journal, no configuration at all.
+
+
+def test_no_configuration_is_needed(acceptor: AcceptorProcess, rule: str, alice: Requestor) -> None:
+    assert not Path("/etc/lgss_keyring.toml").exists()
+    context = established(alice.ask(f"{rule}1", callout_to_server(1000)))
+    (known,) = [c for c in acceptor.contexts() if c["handle"] == context.handle.hex()]
+    assert known["initiator"] == "alice@LGSS.TEST"
+    assert known["target"] == "lustre_mds/server.lgss.test@LGSS.TEST"
+    with Requestor(0) as root:
+        context = established(root.ask(f"{rule}2", callout_to_server(flags="r")))
+    (known,) = [c for c in acceptor.contexts() if c["handle"] == context.handle.hex()]
+    assert known["initiator"] == "lustre_root/client.lgss.test@LGSS.TEST"
+
+
+def test_journal_has_the_fields_and_no_secret(acceptor: AcceptorProcess, rule: str, alice: Requestor) -> None:
+    answer = alice.ask(f"{rule}1", callout_to_server(1000))
+    context = established(answer)
+    (entry,) = journal_of(answer.key)
+    assert entry["SYSLOG_IDENTIFIER"] == "lgss_keyring" and entry["_UID"] == "0"
+    assert entry["_TRANSPORT"] == "journal" and entry["PRIORITY"] == "6"
+    assert entry["LGSS_UID"] == "1000" and entry["LGSS_STEP"] == "updated"
+    assert entry["LGSS_INITIATOR"] == "alice@LGSS.TEST" and entry["LGSS_MECH"] == "krb5"
+    assert entry["LGSS_TARGET"] == f"lustre-MDT0000-mdc@0x{SERVER:x}"
+    assert float(entry["LGSS_MS"]) > 0
+    assert "established as alice@LGSS.TEST" in entry["MESSAGE"]
+    keys = payload.Krb5Context.unpack(context.context)
+    whole = subprocess.check_output(["journalctl", "--no-pager", "--boot", "--output=export"])
+    for secret in (keys.ke, keys.ki, keys.kc):
+        assert secret not in whole and secret.hex().encode() not in whole
+
+    as_alice("kdestroy")
+    entry = failed(alice.ask(f"{rule}2", callout_to_server(1000)))
+    assert entry["PRIORITY"] == "4" and entry["LGSS_ERROR"] == "no-ticket" and entry["LGSS_ERRNO"] == "ENOKEY"
+    assert entry["LGSS_GSS_MAJOR"] == "0x00070000"
+    assert "kinit" in entry["MESSAGE"] and "krb5cc_1000" in entry["MESSAGE"]
+    as_alice("kinit", "alice", stdin="password\n")
+
+
+def test_200_at_once_of_20_users() -> None:
+    """Every one answered, each with its own user's context, nothing left."""
+    uids = list(range(61400, 61420))
+    with Site() as site:
+        for uid in uids:
+            site.realm.add_principal(f"user{uid}")
+            site.realm.extract_keytab(site.realm.directory / "user.keytab", f"user{uid}")
+            site.realm.kinit(f"user{uid}", uid, uid)
+        settings: dict[str, dict[str, Any]] = {
+            "upcall": {"timeout": 900},
+            "rpcsec_gss": {"connect_timeout": 300, "reply_timeout": 300},
+            "log": {"level": "info"},
+        }
+        with site.upcalls(settings, "--timeout 1000") as upcalls:
+            asked = [uid for uid in uids for _ in range(10)]
+            with contextlib.ExitStack() as stack:
+                requestors = [stack.enter_context(Requestor(uid)) for uid in asked]
+                for uid, one in zip(asked, requestors, strict=True):
+                    one.start(upcalls.name(), user_callout(uid), wait=900)
+                answers = [one.result() for one in requestors]
+        accepted = {c["handle"]: c["initiator"] for c in site.acceptor.contexts()}
+    for uid, answer in zip(asked, answers, strict=True):
+        assert accepted[established(answer).handle.hex()] == f"user{uid}@LGSS.TEST"
+    assert len({established(answer).handle for answer in answers}) == 200
+    assert none_left()
+    since = {str(answer.key) for answer in answers}
+    assert sum(e.get("LGSS_STEP") == "updated" and e["LGSS_KEY"] in since for e in journal()) == 200
+
+
+# The KDC as a service.
+
+
+@pytest.fixture
+def kdc() -> Iterator[Callable[[str], None]]:
+    """systemctl for the KDC, which runs as before afterwards."""
+
+    def control(what: str) -> None:
+        words = ["kill", "-s", what] if what.isupper() else [what]
+        subprocess.run(["systemctl", *words, "krb5-kdc"], check=True)
+
+    yield control
+    control("CONT")
+    control("restart")
+
+
+def test_kdc_stopped_and_back(
+    acceptor: AcceptorProcess, rule: str, alice: Requestor, kdc: Callable[[str], None]
+) -> None:
+    kdc("stop")
+    entry = failed(alice.ask(f"{rule}1", callout_to_server(1000)))
+    assert entry["LGSS_ERROR"] == "kdc-unreachable" and entry["LGSS_ERRNO"] == "EHOSTUNREACH"
+    assert "[realms]" in entry["MESSAGE"]
+    kdc("start")
+    time.sleep(2.5)  # the failure's life
+    established(alice.ask(f"{rule}1", callout_to_server(1000)))
+
+
+def test_kdc_silent_and_back(acceptor: AcceptorProcess, alice: Requestor, kdc: Callable[[str], None]) -> None:
+    prefix = f"lgss:product.{time.monotonic_ns()}:"
+    with Rule(f"{prefix}*", PROGRAM, "--timeout 15"):
+        kdc("STOP")
+        answer = alice.ask(f"{prefix}1", callout_to_server(1000))
+        entry = failed(answer)
+        assert entry["LGSS_ERROR"] == "limit" and entry["LGSS_ERRNO"] == "ETIMEDOUT"
+        assert "no answer within 14 s" in entry["MESSAGE"] and "--timeout" in entry["MESSAGE"]
+        assert answer.updated is not None and 13 < answer.updated < 25
+        kdc("CONT")
+        time.sleep(2.5)
+        established(alice.ask(f"{prefix}1", callout_to_server(1000)))
+
+
+@contextlib.contextmanager
+def clock_ahead(seconds: int) -> Iterator[None]:
+    """Turn the machine's clock, and back by what has really passed."""
+    before, started = time.time(), time.monotonic()
+    time.clock_settime(time.CLOCK_REALTIME, before + seconds)
+    try:
+        yield
+    finally:
+        time.clock_settime(time.CLOCK_REALTIME, before + time.monotonic() - started)
+
+
+def test_clock_skew_of_ten_minutes(
+    acceptor: AcceptorProcess, alice: Requestor, kdc: Callable[[str], None], tmp_path: Path
+) -> None:
+    """One machine has one clock, and a time namespace does not shift it.  So the KDC is
+    stopped, gets its request, and wakes up ten minutes later: it compares the
+    authenticator's time with its own, as a KDC with a wrong clock does."""
+    prefix = f"lgss:product.{time.monotonic_ns()}:"
+    config = tmp_path / "config.toml"
+    config.write_text('[log]\nlevel = "debug"\n')
+    # A key's life is told by the clock that is turned, so it must be long.
+    with Rule(f"{prefix}*", PROGRAM, f"--config {config} --timeout 3600"):
+        kdc("STOP")
+        key = alice.ask(f"{prefix}1", callout_to_server(1000), wait=0).key
+        end = time.monotonic() + 60
+        while not any("getting a ticket" in entry["MESSAGE"] for entry in journal(LGSS_KEY=key)):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        time.sleep(2)  # its request lies in the KDC's socket now
+        with clock_ahead(600):
+            kdc("CONT")
+            answer = alice.ask(f"{prefix}1", callout_to_server(1000))
+            assert answer.key == key
+            entry = failed(answer)
+    assert entry["LGSS_ERROR"] == "clock-skew" and entry["LGSS_ERRNO"] == "EKEYREJECTED"
+    assert "Clock skew too great" in entry["MESSAGE"] and "synchronise" in entry["MESSAGE"]
+
+
+# Type lgssc, by the installed rule and the kernel test module.
+
+
+def installed_rule() -> None:
+    assert RULE.read_text().splitlines()[-1].split()[:5] == ["create", "lgssc", "*", "*", str(PROGRAM)]
+
+
+_secid = iter(range(1000, 2000))
+
+
+def ask_kernel(uid: int, callout_uid: int, flags: str = "", **more: Any) -> Report:
+    """Let the module request a key as Lustre does."""
+    installed_rule()
+    secid = next(_secid)
+    callout = callout_to_server(callout_uid, flags=flags, secid=secid, pid=1)
+    return trigger(f"{callout_uid}@{secid:x}", callout, uid=uid, timeout_ms=60000, **more)
+
+
+def delivered(report: Report, number: int) -> None:
+    """The answer came by our update, not by a limit of the kernel's."""
+    assert report.stage == "update"
+    assert -report.error == number, (os.strerror(-report.error), report)
+    decoded = payload.unpack(report.payload)
+    assert isinstance(decoded, payload.FailurePayload) and decoded.rpc_error == number
+    assert report.malformed == 0
+
+
+def test_lgssc_of_root_during_a_mount(testmod_loaded: None) -> None:
+    """request_key() is back while the mount's lock is held; no payload was given, and
+    the child's possession is all that its update needed."""
+    report = ask_kernel(0, 0, "rmo", hold=True)
+    delivered(report, errno.EPROTONOSUPPORT)  # the channel comes with its issue
+    assert report.request_us < report.update_us
+    entry = journal(LGSS_KEY=report.serial)[-1]
+    assert "no channel for keys of type lgssc" in entry["MESSAGE"] and "LGSS_UPDATE_ERRNO" not in entry
+
+
+def test_lgssc_of_a_user(testmod_loaded: None) -> None:
+    delivered(ask_kernel(1000, 1000), errno.EPROTONOSUPPORT)
+
+
+def test_lgssc_early_updates_are_survived(testmod_loaded: None) -> None:
+    report = ask_kernel(1000, 1000, bind_delay_ms=6000)
+    delivered(report, errno.EPROTONOSUPPORT)
+    assert report.early_updates >= 3
+    # Retried after half a second at the latest; the rest is this machine's slowness.
+    assert report.update_us - report.bound_us < 3_000_000
+
+
+def test_lgssc_of_the_machine_from_within_a_users_process(testmod_loaded: None) -> None:
+    """Lustre does this for OSCs: served, and not with what the user has."""
+    delivered(ask_kernel(1000, 0, "r", root=True), errno.EPROTONOSUPPORT)
+
+
+def test_lgssc_of_another_uid_is_refused(testmod_loaded: None) -> None:
+    report = ask_kernel(1000, 1001)
+    delivered(report, errno.EACCES)
+    entry = journal(LGSS_KEY=report.serial)[-1]
+    assert entry["LGSS_ERROR"] == "refused" and "may not ask for a context of uid 1001" in entry["MESSAGE"]
+
+
+@pytest.mark.parametrize("flags", ["r", ""])
+def test_forged_lgssc_request_gains_nothing(testmod_loaded: None, flags: str) -> None:
+    """request_key(2) by an ordinary user: no context is ever bound to that key, so its
+    updates stay EAGAIN, and we give up."""
+    installed_rule()
+    with Requestor(1000) as forger:
+        uid = 0 if flags else 1000
+        answer = forger.ask(
+            f"{uid}@ff", callout_to_server(uid, flags=flags, secid=255), wait=0, key_type="lgssc"
+        )
+        assert answer.error == 0
+        assert answer.read_error == errno.EOPNOTSUPP
+        # 5 s of patience for a machine's request, the upcall's limit (30 s) else.
+        assert none_left(20 if flags else 45), processes()
+    entry = journal(LGSS_KEY=answer.key)[-1]
+    assert entry["LGSS_UPDATE_ERRNO"] == "EAGAIN"
