@@ -84,6 +84,8 @@ class Realm:
             f"  dns_lookup_realm = false\n"
             f"  dns_canonicalize_hostname = false\n"
             f"  rdns = false\n"
+            # Else libkrb5 appends the machine's own domain to a name like localhost.
+            f'  qualify_shortname = ""\n'
             f"  default_ccache_name = FILE:{self.ccaches}/krb5cc_%{{uid}}\n"
             f"{restricted}"
             f"[realms]\n"
