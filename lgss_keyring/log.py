@@ -4,8 +4,8 @@ To the journal by its native protocol, with fields to filter by, where there is
 one; else to syslog (authpriv) where there is one; and also to a file if the
 configuration names one.  Neither :mod:`logging` nor :mod:`syslog`: the first costs
 10 ms to import, and both block on a daemon that has stopped reading, which must not
-stand between a negotiated context and the key.  All sends here give up at once
-instead.
+stand between a negotiated context and the key.  Sends here give up at once instead, or,
+when the key has its answer, after :data:`PATIENCE`.
 
 What is logged may come from a hostile user (LESSONS.md), so every value is reduced
 to printable ASCII and cut: no value can forge a line or a field.
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
     Report = Callable[[str, str], None]
     """What a negotiation tells its steps to: a level of LEVELS and a text."""
+
+# Seconds that the line about an answered key may wait for a journal that is busy with
+# those of a hundred other upcalls.
+PATIENCE = 2.0
 
 # Names and syslog(3) priorities.
 LEVELS = {"error": 3, "warning": 4, "info": 6, "debug": 7}
@@ -64,6 +68,8 @@ class Log:
         self.level = LEVELS.get(level, 6)
         self.path = path
         self.fields: dict[str, str] = {}
+        self.patience = 0.0
+        """Seconds that an event may wait for a full journal or syslog."""
         self._journal = journal
         self._syslog = syslog
         self._started = time.monotonic() if started is None else started
@@ -92,11 +98,11 @@ class Log:
         # Journal Protocol").
         lines = [f"MESSAGE={message}", f"PRIORITY={priority}", f"SYSLOG_IDENTIFIER={IDENTIFIER}"]
         lines += [f"{name}={value}" for name, value in fields.items()]
-        return _send(self._journal, "\n".join(lines) + "\n")
+        return self._send(self._journal, "\n".join(lines) + "\n")
 
     def _to_syslog(self, priority: int, message: str) -> None:
         stamp = time.strftime("%b %e %H:%M:%S")
-        _send(self._syslog, f"<{_AUTHPRIV | priority}>{stamp} {IDENTIFIER}[{os.getpid()}]: {message}")
+        self._send(self._syslog, f"<{_AUTHPRIV | priority}>{stamp} {IDENTIFIER}[{os.getpid()}]: {message}")
 
     def _to_file(self, level: str, message: str, fields: dict[str, str]) -> None:
         now = time.time()
@@ -114,14 +120,13 @@ class Log:
         except OSError:
             pass  # nobody is left to be told
 
-
-def _send(path: str, text: str) -> bool:
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.setblocking(False)
-            sender.sendto(text.encode("ascii"), path)
-    except BlockingIOError:
-        return True  # it is there, but full: lost, rather than waited for
-    except OSError:
-        return False
-    return True
+    def _send(self, path: str, text: str) -> bool:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.settimeout(self.patience)
+                sender.sendto(text.encode("ascii"), path)
+        except (BlockingIOError, TimeoutError):
+            return True  # it is there, but full: lost, rather than waited for
+        except OSError:
+            return False
+        return True

@@ -17,7 +17,7 @@ import daemon
 
 from . import callout, channel, config, identity, keys, negotiation
 from .errors import LgssError
-from .log import Log
+from .log import PATIENCE, Log
 from .privsep import Answer, Worker
 
 TYPE_CHECKING = False
@@ -180,6 +180,7 @@ def _answer(key: int, key_type: str, answer: Answer, deadline: float, log: Log) 
     except LgssError as error:
         untaken = error.reason + (": nobody waits for it any more" if error.errno in keys.GONE else "")
         log.bind(update_errno=errno.errorcode.get(error.errno, str(error.errno)))
+    log.patience = PATIENCE  # nobody waits for us any more
     if failure is not None:
         where = f"uid {log.fields.get('uid', '?')}, target {log.fields.get('target', '?')}: "
         log.event(

@@ -180,7 +180,7 @@ class Upcalls:
 
     def events(self, key: int, seconds: float = 5.0) -> list[dict[str, str]]:
         """The events of one key, once its last one is there: established or failed."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * Site.limit
         while True:
             events = [event for event in self.log() if event.get("LGSS_KEY") == str(key)]
             last = events[-1] if events else {}

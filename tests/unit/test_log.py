@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,26 @@ def test_a_full_journal_does_not_block(tmp_path: Path) -> None:
         log = Log("info", "", str(tmp_path / "journal"), str(tmp_path / "none"))
         for _ in range(2000):
             log.event("error", "x" * 1000)
+
+
+def test_a_patient_event_waits_for_a_busy_journal(tmp_path: Path) -> None:
+    with receiver(tmp_path / "journal") as journal:
+        log = Log("info", "", str(tmp_path / "journal"), str(tmp_path / "none"))
+        for _ in range(2000):
+            log.event("error", "x" * 1000)
+        log.patience = 5.0
+        reader = threading.Timer(0.3, lambda: [journal.recv(4096) for _ in range(3)])
+        reader.start()
+        started = time.monotonic()
+        log.event("error", "the last one")
+        assert 0.2 < time.monotonic() - started < 4
+        reader.join()
+        journal.setblocking(False)
+        lines = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                lines.append(journal.recv(4096))
+    assert b"MESSAGE=the last one" in lines[-1]
 
 
 def test_file_is_private_and_below_level_nothing_is_written(tmp_path: Path) -> None:

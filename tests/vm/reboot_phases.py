@@ -34,6 +34,7 @@ def ours() -> list[Path]:
         for folder, folders, files in os.walk(top):
             # The test machine's own parts, and the project's source beside them.
             folders[:] = [name for name in folders if name not in ("lgss-vm", "systemd-private")]
+            files = [name for name in files if name != "lgss-vm.conf"]
             found += [
                 Path(folder, name) for name in [*folders, *files] if "lgss" in name and "testmod" not in name
             ]
