@@ -112,7 +112,7 @@ def failed(answer: Answer) -> dict[str, Any]:
 
 def processes() -> list[str]:
     """All processes of the program, zombies too."""
-    listed = subprocess.check_output(["ps", "-eo", "pid,stat,comm,args"], text=True).splitlines()
+    listed = subprocess.check_output(["ps", "-ww", "-eo", "pid,stat,comm,args"], text=True).splitlines()
     return [
         line for line in listed if "lgss_keyring" in line and "pytest" not in line and "testing" not in line
     ]
