@@ -22,7 +22,7 @@ import sys
 from importlib.machinery import PathFinder
 
 from ._record import Record
-from .errors import LgssError
+from .errors import GSS_S_CREDENTIALS_EXPIRED, GSS_S_NO_CRED, LgssError
 
 TYPE_CHECKING = False
 
@@ -115,8 +115,6 @@ CAUSES = {
     _BASE + 195: Cause(errno.ENOKEY, "no-ticket", _TICKET_HINT),
     _BASE + 220: Cause(errno.EHOSTUNREACH, "kdc-unreachable", _KDC_HINT),
 }
-GSS_S_NO_CRED_ROUTINE = 7
-GSS_S_CREDENTIALS_EXPIRED_ROUTINE = 11
 
 
 def explain(error: GSSError, doing: str, family: type[LgssError]) -> LgssError:
@@ -129,10 +127,10 @@ def explain(error: GSSError, doing: str, family: type[LgssError]) -> LgssError:
     # The mechanism's own words say more than the major status's, if there are any.
     texts = error.get_all_statuses(*((error.min_code, False) if minor else (error.maj_code, True)))
     cause = CAUSES.get(minor)
-    routine = error.maj_code >> 16 & 0xFF
-    if cause is None and routine == GSS_S_CREDENTIALS_EXPIRED_ROUTINE:
+    routine = error.maj_code & 0xFF << 16
+    if cause is None and routine == GSS_S_CREDENTIALS_EXPIRED:
         cause = CAUSES[_BASE + 32]
-    if cause is None and routine == GSS_S_NO_CRED_ROUTINE:
+    if cause is None and routine == GSS_S_NO_CRED:
         cause = Cause(errno.ENOKEY, "no-credential", _TICKET_HINT)
     if cause is None:
         return family(f"{doing}: {'; '.join(texts)}", major=error.maj_code)

@@ -8,9 +8,9 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 from .._record import Record
 from ..errors import MechanismError
+from ..payload import KEY_SIZES
 
 BLOCK = 16
-KEY_SIZES = {17: 16, 18: 32, 19: 16, 20: 32}
 
 
 class Krb5Keys(Record):

@@ -27,7 +27,7 @@ import click
 import gssapi.raw as gss
 
 from ..crypto import rfc3961
-from ..payload import Krb5Context
+from ..payload import KEY_SIZES, Krb5Context
 
 CALL, REPLY = 0, 1
 MSG_ACCEPTED, MSG_DENIED = 0, 1
@@ -382,7 +382,7 @@ class Acceptor:
             "enctype": enctype,
             "endtime": lucid.endtime,
         }
-        if enctype in rfc3961.KEY_SIZES:
+        if enctype in KEY_SIZES:
             derived = rfc3961.derive_lustre_keys(key, enctype)
             flags = 2 | (4 if keys.acceptor_subkey else 0)
             packed = Krb5Context(

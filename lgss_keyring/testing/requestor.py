@@ -178,17 +178,3 @@ def _loop(commands: int, answers: int) -> None:
             callout = bytes.fromhex(command.pop("callout"))
             answer = ask(callout=callout, **command)
             os.write(answers, json.dumps(asdict(answer)).encode() + b"\n")
-
-
-def ask_as(
-    uids: Sequence[int], descriptions: Sequence[str], callouts: Sequence[str], wait: float
-) -> list[Answer]:
-    """One requestor for each uid, all asking at once; their answers in that order."""
-    requestors = [Requestor(uid) for uid in uids]
-    try:
-        for requestor, description, callout in zip(requestors, descriptions, callouts, strict=True):
-            requestor.start(description, callout, wait)
-        return [requestor.result() for requestor in requestors]
-    finally:
-        for requestor in requestors:
-            requestor.close()
