@@ -64,6 +64,7 @@ __all__ = [
     "MechType",
     "NameType",
     "RequirementFlag",
+    "cause_of",
     "creds",
     "explain",
     "ext_cred_store",
@@ -117,16 +118,21 @@ CAUSES = {
 }
 
 
+def cause_of(error: GSSError) -> Cause | None:
+    """What is known of the mechanism's own status in ``error``."""
+    # com_err codes are negative; the minor status is unsigned.
+    return CAUSES.get(error.min_code - (1 << 32) if error.min_code >= 1 << 31 else error.min_code)
+
+
 def explain(error: GSSError, doing: str, family: type[LgssError]) -> LgssError:
     """``error`` in the words of this package, as a ``family`` member.
 
     ``doing`` says what failed ("cannot ..."); krb5's extended text is kept, and so
     is the major status.
     """
-    minor = error.min_code - (1 << 32) if error.min_code >= 1 << 31 else error.min_code
     # The mechanism's own words say more than the major status's, if there are any.
-    texts = error.get_all_statuses(*((error.min_code, False) if minor else (error.maj_code, True)))
-    cause = CAUSES.get(minor)
+    texts = error.get_all_statuses(*((error.min_code, False) if error.min_code else (error.maj_code, True)))
+    cause = cause_of(error)
     routine = error.maj_code & 0xFF << 16
     if cause is None and routine == GSS_S_CREDENTIALS_EXPIRED:
         cause = CAUSES[_BASE + 32]

@@ -107,6 +107,7 @@ class Krb5Initiator:
     def refused(self, major: int, minor: int, token: bytes) -> MechanismError:
         """The acceptor's refusal, in the mechanism's words if it sent an error token."""
         words = f"GSS major status 0x{major:08x}, minor {minor}"
+        cause: _gss.Cause | None = None
         if token and self._context is not None and not self.complete:
             # A KRB-ERROR (RFC 4121, 4.1) says more than the two numbers.
             try:
@@ -115,7 +116,14 @@ class Krb5Initiator:
                 )
             except _gss.GSSError as error:
                 words = f"{'; '.join(error.get_all_statuses(error.min_code, False))} ({words})"
+                cause = _gss.cause_of(error)
         self._context = None
+        if cause and cause.kind == "clock-skew":
+            # The one refusal that is not to be repaired in the acceptor's keytab.
+            return MechanismError(
+                f"{self._service} refused {self.name}: {words}",
+                errno=cause.errno, major=major, kind=cause.kind, hint=cause.hint,
+            )  # fmt: skip
         return MechanismError(
             f"{self._service} refused {self.name}: {words}",
             major=major,
