@@ -273,9 +273,10 @@ def test_64_at_once_root_and_users(site: Site) -> None:
         site.kinit(uid)
     # The last of them is to be answered, too, where each takes half a second.
     limits = {"connect_timeout": pace.whole(10), "reply_timeout": pace.whole(10)}
+    settings = {"rpcsec_gss": limits, "upcall": {"timeout": pace.whole(30)}}
     requestors = [Requestor(uid) for uid in uids]
     try:
-        with site.upcalls({"rpcsec_gss": limits}, f"--timeout {pace.whole(30)}") as upcalls:
+        with site.upcalls(settings, f"--timeout {pace.whole(30)}") as upcalls:
             for uid, requestor in zip(uids, requestors, strict=True):
                 callout = user_callout(uid) if uid else machine_callout()
                 requestor.start(upcalls.name(), callout, wait=pace(25))
