@@ -15,7 +15,7 @@ MANDIR = $(PREFIX)/share/man
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # Python without an ending, which ruff does not find by itself.
 SCRIPTS := tests/vm/build tests/vm/vm tests/vm/check
-DEPENDENCIES := keyutils gssapi python-daemon click cryptography
+DEPENDENCIES := keyutils gssapi krb5 python-daemon click cryptography
 
 # The interpreter itself, not a shim or a venv's link: it goes into a shebang.
 REAL_PYTHON = $(shell $(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable))')

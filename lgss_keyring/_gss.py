@@ -1,58 +1,18 @@
-"""The raw layer of python-gssapi, loaded without its friendly one.
-
-``import gssapi`` runs both, 28 extension modules and ctypes with a search for
-Windows libraries: 41 ms here, of which a context needs 28 (measured as whole
-processes, medians of 30).  An upcall's caller waits for these, so the two package
-objects are made here without running their ``__init__``, and only the five modules
-in use are imported below them.
-
-Alternatives weighed: importing the submodules plainly runs both ``__init__`` files
-all the same; ctypes over libgssapi would be a second binding to maintain.  What it
-rests on is that the raw modules import each other by full name, which is how
-Cython compiles them; where ``gssapi`` was imported before (tests, tools, lgssd) that
-one is used, and if a future release breaks the assumption, a plain import is the
-fall-back.
-"""
+"""The raw layer of python-gssapi, loaded without its friendly one (:mod:`._lean`), and what
+its errors mean."""
 
 from __future__ import annotations
 
 import errno
-import importlib
-import sys
-from importlib.machinery import PathFinder
 
+from . import _lean
 from ._record import Record
 from .errors import GSS_S_CREDENTIALS_EXPIRED, GSS_S_NO_CRED, LgssError
 
-TYPE_CHECKING = False
-
-
-def _bare_package(name: str, path: list[str] | None) -> list[str]:
-    spec = PathFinder.find_spec(name, path)
-    if spec is None or spec.submodule_search_locations is None:
-        raise ImportError(f"no package {name}")
-    # By hand: importlib.util, which could do this, costs 1.3 ms.
-    package = sys.modules[name] = type(sys)(name)
-    package.__spec__ = spec
-    package.__path__ = list(spec.submodule_search_locations)
-    return package.__path__
-
-
-def _load() -> None:
-    if "gssapi" in sys.modules:
-        return
-    try:
-        _bare_package("gssapi.raw", _bare_package("gssapi", None))
-        # In this order: the later ones register themselves with the earlier.
-        for name in ("names", "creds", "sec_contexts", "message", "mech_krb5", "ext_cred_store", "ext_krb5"):
-            importlib.import_module(f"gssapi.raw.{name}")
-    except Exception:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "gssapi"]:
-            del sys.modules[name]
-        importlib.import_module("gssapi")
-
-
-_load()
+# In this order: the later ones register themselves with the earlier.
+_lean.load(
+    "gssapi.raw", ("names", "creds", "sec_contexts", "message", "mech_krb5", "ext_cred_store", "ext_krb5")
+)
 
 from gssapi.raw import creds, ext_cred_store, ext_krb5, message, names, sec_contexts  # noqa: E402
 from gssapi.raw.misc import GSSError  # noqa: E402

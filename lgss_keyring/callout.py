@@ -164,8 +164,9 @@ def authorize(request: UpcallRequest) -> None:
     if request.is_machine:
         # Lustre itself asks for machine contexts from within ordinary users'
         # processes; forged, such a request gains nothing, as no context is bound to
-        # its key. A `user` key, though, would be read by who asked.
-        if request.key_type != "lgssc":
+        # its key. A `user` key, though, would be read by who asked. What Lustre asks for
+        # so is a context of uid 0.
+        if request.key_type != "lgssc" or request.uid != 0:
             raise RefusedError(
                 f"{who} may not ask for the machine's credential (flags {request.flags})",
                 hint="only root may; if no program of yours asks for this, that user tries something",

@@ -32,10 +32,42 @@ class Upcall(Record):
 
 
 class Krb5(Record):
-    """Section [krb5]; ``config`` empty for the library's default."""
+    """Section [krb5]; empty: ``config`` as libkrb5 finds it, ``ccache`` root's default
+    one, ``principal`` by PROTOCOL 4.  ``ccache_directory`` is where we keep machine
+    tickets; made if its parent is there."""
 
     config: str = ""
     keytab: str = "/etc/krb5.keytab"
+    ccache: str = ""
+    principal: str = ""
+    ccache_directory: str = "/run/lgss"
+
+
+class ContainerKrb5(Krb5):
+    """[krb5] for the machine's credential of a container: ``keytab`` is the container's,
+    already open, and no cache of this host may be used."""
+
+
+class Names(Record):
+    """Section [names]: how a NID becomes the host name of a service principal.
+
+    ``reverse_dns``: ask the resolver where [hosts] does not know; ``canonicalize``: let
+    libkrb5 do with the name what krb5.conf says; ``timeout`` in seconds for one name;
+    ``program`` for networks of type ptl4 (PROTOCOL 3).
+    """
+
+    reverse_dns: bool = True
+    canonicalize: bool = True
+    timeout: int = 10
+    program: str = "/etc/lustre/nid2hostname"
+
+
+class Lustre(Record):
+    """Section [lustre]: ``parameters`` the directory of Lustre's parameters (empty: where
+    PROTOCOL 6 says), ``reply_timeout`` in seconds for one write to init_channel."""
+
+    parameters: str = ""
+    reply_timeout: int = 100
 
 
 class RpcsecGss(Record):
@@ -55,14 +87,18 @@ class Config(Record):
     upcall: Upcall = Upcall()
     krb5: Krb5 = Krb5()
     rpcsec_gss: RpcsecGss = RpcsecGss()
+    names: Names = Names()
+    lustre: Lustre = Lustre()
     hosts: Mapping[str, str] = {}
 
 
-SECTIONS: dict[str, type[Log | Upcall | Krb5 | RpcsecGss]] = {
+SECTIONS: dict[str, type[Log | Upcall | Krb5 | RpcsecGss | Names | Lustre]] = {
     "log": Log,
     "upcall": Upcall,
     "krb5": Krb5,
     "rpcsec_gss": RpcsecGss,
+    "names": Names,
+    "lustre": Lustre,
 }
 RANGES = {
     ("upcall", "timeout"): (1, 3600),
@@ -71,9 +107,18 @@ RANGES = {
     ("rpcsec_gss", "port"): (1, 65535),
     ("rpcsec_gss", "connect_timeout"): (1, 3600),
     ("rpcsec_gss", "reply_timeout"): (1, 3600),
+    ("names", "timeout"): (1, 3600),
+    ("lustre", "reply_timeout"): (1, 3600),
 }
 CHOICES = {("log", "level"): ("error", "warning", "info", "debug")}
-PATHS = {("log", "file"), ("krb5", "config")}
+PATHS = {
+    ("log", "file"),
+    ("krb5", "config"),
+    ("krb5", "ccache_directory"),
+    ("names", "program"),
+    ("lustre", "parameters"),
+}
+KINDS = {int: "a whole number", str: "a string in quotes", bool: "true or false"}
 
 
 def load(path: str | None = None) -> Config:
@@ -150,12 +195,12 @@ def _check_value(section: str, record: type[Record], name: str, value: object, w
         raise ConfigError(f"{where}: unknown key {name} in [{section}]; known: {known}")
     wanted = type(getattr(record, name))
     if type(value) is not wanted:
-        kind = "a whole number" if wanted is int else "a string in quotes"
-        raise ConfigError(f"{where}: [{section}] {name}: {kind} is needed")
+        raise ConfigError(f"{where}: [{section}] {name}: {KINDS[wanted]} is needed")
     if isinstance(value, str) and not value.isprintable():
         # A NUL would end the name early in C and be a ValueError in os.open.
         raise ConfigError(f"{where}: [{section}] {name}: {value!a} has characters that do not print")
-    if isinstance(value, int):
+    if wanted is int:
+        assert isinstance(value, int)
         low, high = RANGES[section, name]
         if not low <= value <= high:
             raise ConfigError(f"{where}: [{section}] {name}: {low} to {high} is possible, not {value}")

@@ -16,6 +16,10 @@ import signal
 
 from .errors import LgssError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
@@ -24,14 +28,23 @@ PR_SET_NO_NEW_PRIVS = 38
 # dozen variables (LESSONS, CVE-2009-0360).
 ENVIRONMENT = {"HOME": "/", "PATH": "/sbin:/bin:/usr/sbin:/usr/bin"}
 
+DEFAULT_CONFIG = "/etc/krb5.conf"
+AS_IT_IS = os.path.join(os.path.dirname(__file__), "krb5-names-as-they-are.conf")
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def replace_environment(krb5_config: str) -> None:
+def replace_environment(krb5_config: str, canonicalize: bool = True) -> None:
     """Start over with a fixed environment; ``krb5_config`` (a path, or empty for
-    the library's default) becomes KRB5_CONFIG."""
+    the library's default) becomes KRB5_CONFIG.
+
+    Without ``canonicalize`` a file of ours stands before it: of two, libkrb5 believes
+    the first.  Unlike a principal built here that leaves [domain_realm] to libkrb5.
+    """
     os.environ.clear()
     os.environ.update(ENVIRONMENT)
+    if not canonicalize:
+        krb5_config = f"{AS_IT_IS}:{krb5_config or DEFAULT_CONFIG}"
     if krb5_config:
         os.environ["KRB5_CONFIG"] = krb5_config
 
@@ -45,12 +58,30 @@ def primary_group(uid: int, fallback: int) -> int:
         return fallback
 
 
-def become(uid: int, gid: int) -> None:
+def become(uid: int, gid: int, enter: Callable[[], None] | None = None) -> None:
     """Become ``uid`` and ``gid`` for good; with uid 0 only the groups change.
 
-    Raises :class:`LgssError` if anything of root is left afterwards, whatever the
-    reason (securebits, a security module): the caller must end the process then.
+    ``enter`` is called before, to go into the user's namespaces: only root can, and
+    from then on no file is opened until root is gone.  Raises :class:`LgssError` if
+    anything of root is left afterwards, whatever the reason (securebits, a security
+    module): the caller must end the process then.
     """
+    # Opened here and not where it is read: that may be in the user's mount namespace,
+    # whose /proc is whatever the user put there.
+    status = os.open("/proc/self/status", os.O_RDONLY)
+    try:
+        if enter is not None:
+            enter()
+        _drop(uid, gid)
+        if uid != 0 and (
+            os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or _capable(status)
+        ):
+            raise LgssError(f"uid {uid} would keep privileges of root", errno=errno.EPERM)
+    finally:
+        os.close(status)
+
+
+def _drop(uid: int, gid: int) -> None:
     try:
         os.setgroups([])
         os.setresgid(gid, gid, gid)
@@ -61,8 +92,6 @@ def become(uid: int, gid: int) -> None:
         _prctl(PR_SET_DUMPABLE, 0)
     except OSError as error:
         raise LgssError(f"cannot become uid {uid}, gid {gid}: {error.strerror}", errno=errno.EPERM) from error
-    if uid != 0 and (os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or _capable()):
-        raise LgssError(f"uid {uid} would keep privileges of root", errno=errno.EPERM)
 
 
 def die_with(parent: int) -> None:
@@ -83,13 +112,17 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _capable() -> bool:
-    """Whether this process holds or could regain a capability without execve(2)."""
-    # Readable to everybody, though /proc/self belongs to root now that we are not
-    # dumpable. In bytes: a text file would look up its codec in a library that this
-    # user may not be able to read.
-    with open("/proc/self/status", "rb") as status:
-        for line in status:
-            if line.startswith((b"CapEff:", b"CapPrm:", b"CapAmb:")) and int(line.split()[1], 16):
-                return True
+def _capable(status: int) -> bool:
+    """Whether this process holds or could regain a capability without execve(2), by its
+    /proc/self/status open as ``status``."""
+    # In bytes: a text file would look up its codec in a library that this user may
+    # not be able to read.
+    for line in os.pread(status, 1 << 16, 0).splitlines():
+        if line.startswith((b"CapEff:", b"CapPrm:", b"CapAmb:")) and int(line.split()[1], 16):
+            return True
     return False
+
+
+def dumpable(allowed: bool) -> None:
+    """Let processes of our uid look into us, or not; /proc/self is ours only then."""
+    _prctl(PR_SET_DUMPABLE, int(allowed))

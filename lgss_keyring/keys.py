@@ -49,6 +49,14 @@ def read(key: int) -> bytes:
     return bytes(_call("read", key, keyutils.read_key, key))  # type: ignore[call-overload, no-any-return]
 
 
+def search(keyring: int, key_type: str, description: bytes) -> int:
+    """The serial of a key in ``keyring`` or below it, 0 if there is none in reach."""
+    try:
+        return int(keyutils.search(keyring, description, 0, key_type.encode()) or 0)
+    except keyutils.Error:
+        return 0
+
+
 def unlink_requestor(keyrings: tuple[int, ...]) -> None:
     """Take the requestor's keyrings out of our session keyring again.
 

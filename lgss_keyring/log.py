@@ -79,10 +79,11 @@ class Log:
         for name, value in fields.items():
             self.fields[name] = str(value)
 
-    def event(self, level: str, message: str, **fields: object) -> None:
-        """Log one line; ``LGSS_MS`` tells the milliseconds since ``started``."""
+    def event(self, level: str, message: str, always: bool = False, **fields: object) -> None:
+        """Log one line, with ``always`` at any level; ``LGSS_MS`` tells the milliseconds
+        since ``started``."""
         priority = LEVELS[level]
-        if priority > self.level:
+        if priority > self.level and not always:
             return
         values = {name: str(value) for name, value in {**self.fields, **fields}.items()}
         values["ms"] = f"{(time.monotonic() - self._started) * 1000:.1f}"

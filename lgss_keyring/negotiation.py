@@ -67,6 +67,7 @@ class Failed(Record):
 def preload(request: UpcallRequest) -> None:
     """Import now what :func:`negotiate` will need for ``request``, so that it touches
     no file of ours when it has become somebody else; raises MechanismError."""
+    nid.preload(nid.Nid.from_int(request.target_nid))
     mech.load(request.mechanism).prepare(request)
 
 
@@ -84,7 +85,7 @@ def negotiate(
     KDC and name service please; the bound is the caller's (:mod:`.privsep`).
     """
     try:
-        host = nid.host_name(nid.Nid.from_int(request.target_nid), config.hosts)
+        host = nid.host_name(nid.Nid.from_int(request.target_nid), config)
         service = nid.service_name(request.lustre_service, host)
         report("debug", f"the acceptor is {service}")
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import errno
 import os
 import socket
 
@@ -10,12 +12,16 @@ from .errors import ResolutionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
+
+    from .config import Config, Names
 
 LO = 9
+PTL4 = 15
 # Networks whose addresses are IPv4.
 IPV4_TYPES = {2: "tcp", 5: "o2ib", 16: "kfi", 18: "efa"}
-TYPES = {**IPV4_TYPES, LO: "lo", 13: "gni", 15: "ptl4"}
+TYPES = {**IPV4_TYPES, LO: "lo", 13: "gni", PTL4: "ptl4"}
+NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
 SERVICES = ("lustre_mgs", "lustre_mds", "lustre_oss")
 
 
@@ -86,47 +92,150 @@ def ip_address(nid: Nid) -> str:
         return "127.0.0.1"
     raise ResolutionError(
         f"NID {nid} has no IP address",
-        hint="networks of the types tcp, o2ib, kfi, efa and lo are supported",
+        hint=f'networks of types tcp, o2ib, kfi, efa, ptl4, lo have names; or [hosts]: "{nid}" = "NAME"',
     )
 
 
-def host_name(nid: Nid, table: Mapping[str, str]) -> str:
-    """The host name of ``nid``: from ``table``, by text NID or address, else by reverse DNS.
+def host_name(nid: Nid, config: Config) -> str:
+    """The host name of ``nid``: from ``[hosts]``, by text NID or address; else from the
+    program for a ptl4 network, or by reverse DNS unless ``[names] reverse_dns`` forbids it.
 
-    A name is required, as service principals have names; raises ResolutionError. The
-    resolver may block for long: call this where a deadline holds.
+    A name is required, as service principals have names.  Raises ResolutionError, after
+    ``[names] timeout`` at the latest.
     """
-    if nid.network_type == LO:
-        return table.get(str(nid)) or own_host_name()
+    table = config.hosts
     if str(nid) in table:
         return table[str(nid)]
+    if nid.network_type == LO and nid.address == 0:
+        return own_host_name(config)
+    hint = f'add it to [hosts]: "{nid}" = "NAME"'
+    if nid.network_type == PTL4:
+        return _by_program(nid, config.names, hint)
     address = ip_address(nid)
     if address in table:
         return table[address]
+    if not config.names.reverse_dns:
+        raise ResolutionError(
+            f"NID {nid} is not in [hosts], and [names] reverse_dns is off", kind="no-host-name", hint=hint
+        )
     try:
-        return socket.getnameinfo((address, 0), socket.NI_NAMEREQD)[0]
+        return _bounded(
+            lambda: socket.getnameinfo((address, 0), socket.NI_NAMEREQD)[0], f"NID {nid}", config.names
+        )
     except OSError as error:
         raise ResolutionError(
             f"address {address} of NID {nid} has no host name: {error.strerror or error}",
             kind="no-host-name",
-            hint=f'add it to reverse DNS or /etc/hosts, or to [hosts]: "{nid}" = "NAME"',
+            hint=f"add it to reverse DNS or /etc/hosts; or {hint}",
         ) from error
 
 
-def own_host_name() -> str:
-    """The canonical host name of this node, by uname(2)'s node name (PROTOCOL 4).
+def own_name(self_nid: int, config: Config) -> str:
+    """This node's host name (PROTOCOL 4): that of its own NID when that is not 0, else
+    :func:`own_host_name`.  Raises ResolutionError."""
+    return host_name(Nid.from_int(self_nid), config) if self_nid else own_host_name(config)
 
-    Raises ResolutionError; may block as :func:`host_name` does.
+
+def own_host_name(config: Config) -> str:
+    """The canonical host name of this node, by uname(2)'s node name (PROTOCOL 4); that name
+    as it is without ``[names] canonicalize``.
+
+    Raises ResolutionError, after ``[names] timeout`` at the latest.
     """
     node = os.uname().nodename
+    if node in config.hosts:
+        return config.hosts[node]
+    if not config.names.canonicalize:
+        return node
     try:
-        return socket.getaddrinfo(node, None, flags=socket.AI_CANONNAME)[0][3] or node
+        return (
+            _bounded(
+                lambda: socket.getaddrinfo(node, None, flags=socket.AI_CANONNAME)[0][3], node, config.names
+            )
+            or node
+        )
     except OSError as error:
         raise ResolutionError(
             f"this node's own name {node} does not resolve: {error.strerror}",
             kind="no-host-name",
             hint="put it into /etc/hosts, with its full name first",
         ) from error
+
+
+def _bounded(call: Callable[[], str], what: str, names: Names) -> str:
+    """The result of ``call``, which asks the C library and cannot be told to give up: so it
+    runs in a thread, and that is left behind when time is up.  Raises what it raises
+    (OSError), or ResolutionError."""
+    result: list[str | BaseException] = []
+    done = _thread.allocate_lock()
+    done.acquire()
+
+    def run() -> None:
+        try:
+            result.append(call())
+        except BaseException as error:
+            result.append(error)
+        finally:
+            done.release()
+
+    _thread.start_new_thread(run, ())
+    if not done.acquire(timeout=names.timeout):
+        raise ResolutionError(
+            f"no name service told the name of {what} within {names.timeout} s",
+            errno=errno.ETIMEDOUT,
+            kind="name-timeout",
+            hint="check the name servers in /etc/resolv.conf; [hosts] makes them needless, [names] timeout "
+            "sets this limit",
+        )
+    (value,) = result
+    if isinstance(value, BaseException):
+        raise value
+    return value
+
+
+def preload(nid: Nid) -> None:
+    """Import what only networks of that type need."""
+    if nid.network_type == PTL4:
+        import subprocess  # noqa: F401
+
+
+def _by_program(nid: Nid, names: Names, hint: str) -> str:
+    """PROTOCOL 3's external program, by an argument vector: no shell (CVE-2020-14342).
+
+    It runs as whom we are.  As root we run nothing that somebody else could have written.
+    """
+    import subprocess
+
+    program = names.program
+    failed = f"{program} did not tell the host name of NID {nid}"
+    try:
+        status = os.stat(program)
+        if os.geteuid() == 0 and (status.st_uid != 0 or status.st_mode & 0o022):
+            raise ResolutionError(
+                f"{failed}: others than root may write it", hint=f"chown root {program}; chmod go-w {program}"
+            )
+        words = [program, "PTL4LND", f"{nid.network_number:#x}", f"{nid.address:#x}"]
+        with subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=dict(os.environ),
+        ) as process:
+            try:
+                assert process.stdout is not None
+                stream = process.stdout
+                text = _bounded(lambda: stream.readline(1000).decode("ascii"), f"NID {nid}", names)
+            finally:
+                process.kill()
+    except (OSError, ValueError) as error:
+        raise ResolutionError(f"{failed}: {error}", kind="no-host-name", hint=hint) from error
+    name = text.strip()
+    if name.startswith("@"):
+        raise ResolutionError(f"{failed}: it says {name[1:200]!a}", kind="no-host-name", hint=hint)
+    if not name or not set(name) <= NAME_CHARACTERS:
+        raise ResolutionError(f"{failed}, but {name[:200]!a}", kind="no-host-name", hint=hint)
+    return name
 
 
 def service_name(lustre_service: int, host: str) -> str:

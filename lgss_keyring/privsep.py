@@ -3,21 +3,31 @@
 The *monitor* keeps root and the key; the *worker* does all that parses tickets,
 caches, tokens, names or krb5.conf, as the user.  They share one SOCK_SEQPACKET
 socketpair, chosen over a pipe because it keeps message boundaries: there is no
-stream for a hostile worker to get out of step.  The worker only talks, the
-monitor only listens and holds the deadline: libkrb5 and resolvers cannot be told to
-give up, a process can be killed.
+stream for a hostile worker to get out of step.  The monitor holds the deadline:
+libkrb5 and resolvers cannot be told to give up, a process can be killed.
 
-A message is one byte of kind and its body, integers in host byte order:
+A message is one byte of kind and its body, integers in host byte order.  From the worker:
 
+    G  u32 gid                                 the user's primary group: the first
+                                               message, sent while the worker is still
+                                               root and has parsed nothing
     S  level (1 byte: d, i, w), text           a step, for the log
+    T  token                                   to be carried to the Lustre server; the
+                                               worker waits for the answer
     E  u32 endtime, u16 length, key payload (PROTOCOL 7), initiator's name
                                                established: the last message
     F  u32 errno, u32 GSS major, kind NUL reason NUL hint
                                                failed: the last message
 
+and to it, one for each T:
+
+    R  s64 status, reply buffer                what init_channel gave
+    F  as above                                the write itself failed
+
 Texts are UTF-8.  The worker of a user is to be taken for that user: the monitor
-accepts these three and nothing else, bounded in size and number, and passes on a
-payload only after decoding it.
+accepts these and nothing else, bounded in size and number, and passes on a payload
+only after decoding it.  A token it cannot judge, but it goes nowhere else than to the
+one target, in the name of the one uid, of this upcall.
 """
 
 from __future__ import annotations
@@ -28,25 +38,32 @@ import select
 import signal
 import socket
 import struct
+import sys
 import time
 
 from . import identity, payload
 from ._record import Record
-from .errors import LgssError, LimitError
+from .errors import ChannelError, LgssError, LimitError
 from .negotiation import Established, Failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .channel.lustre import Carrier
     from .log import Report
 
 MESSAGE_LIMIT = 8192
+# Tickets with authorization data from a large directory have tens of thousands of
+# bytes; libkrb5 itself stops at 64 KiB.
+TOKEN_LIMIT = 65536
 TEXT_LIMIT = 1000
 STEP_LIMIT = 64
+TOKENS_LIMIT = 24
 _LEVELS = {b"d": "debug", b"i": "info", b"w": "warning"}
 _ESTABLISHED = struct.Struct("=cIH")
 _FAILED = struct.Struct("=cII")
+_REPLY = struct.Struct("=cq")
 
 
 class Answer(Record):
@@ -93,11 +110,34 @@ def pack_outcome(outcome: Established | Failed) -> bytes:
     return _FAILED.pack(b"F", outcome.errno, outcome.major) + b"\0".join(cut)
 
 
-def unpack(message: bytes) -> tuple[str, str] | Answer:
-    """A step as (level, text), or the answer; raises ProtocolError."""
+def pack_group(gid: int) -> bytes:
+    """A G message."""
+    return b"G" + gid.to_bytes(4, sys.byteorder)
+
+
+class Token(Record):
+    """A T message."""
+
+    token: bytes
+
+
+class Group(Record):
+    """A G message."""
+
+    gid: int
+
+
+def unpack(message: bytes) -> tuple[str, str] | Token | Group | Answer:
+    """A worker's message, a step as (level, text); raises ProtocolError."""
     try:
         if message[:1] == b"S" and len(message) <= 2 + TEXT_LIMIT:
             return _LEVELS[message[1:2]], message[2:].decode("utf-8", "replace")
+        if message[:1] == b"T" and 1 < len(message) <= 1 + TOKEN_LIMIT:
+            return Token(message[1:])
+        if message[:1] == b"G" and len(message) == 5:
+            return Group(int.from_bytes(message[1:], sys.byteorder))
+        if len(message) > MESSAGE_LIMIT:
+            raise ValueError("length")
         if message[:1] == b"E":
             _, endtime, length = _ESTABLISHED.unpack_from(message)
             start = _ESTABLISHED.size
@@ -108,12 +148,7 @@ def unpack(message: bytes) -> tuple[str, str] | Answer:
                 raise ValueError("a failure payload called a context")
             return Answer(packed, endtime, name.decode("utf-8", "replace"), None)
         if message[:1] == b"F":
-            _, number, major = _FAILED.unpack_from(message)
-            kind, reason, hint = message[_FAILED.size :].split(b"\0")
-            if not 0 < number < 4096 or max(len(kind), len(reason), len(hint)) > TEXT_LIMIT:
-                raise ValueError("errno or text")
-            texts = (text.decode("utf-8", "replace") for text in (kind, reason, hint))
-            return Answer.of_failure(Failed(number, major, *texts))
+            return Answer.of_failure(_unpack_failed(message))
         raise ValueError("kind")
     except (ValueError, KeyError, struct.error, LgssError) as error:
         raise ProtocolError(
@@ -121,14 +156,65 @@ def unpack(message: bytes) -> tuple[str, str] | Answer:
         ) from error
 
 
+def _unpack_failed(message: bytes) -> Failed:
+    _, number, major = _FAILED.unpack_from(message)
+    kind, reason, hint = message[_FAILED.size :].split(b"\0")
+    if not 0 < number < 4096 or max(len(kind), len(reason), len(hint)) > TEXT_LIMIT:
+        raise ValueError("errno or text")
+    texts = (text.decode("utf-8", "replace") for text in (kind, reason, hint))
+    return Failed(number, major, *texts)
+
+
+class Line:
+    """The worker's end: what it may say to the monitor."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._left = STEP_LIMIT - 1
+
+    def group(self, gid: int) -> None:
+        """Tell the user's primary group; before anything else, and as root."""
+        self._socket.send(pack_group(gid))
+
+    def report(self, level: str, text: str) -> None:
+        """Tell a step, for the log; too many are dropped."""
+        self._left -= 1
+        if self._left > 0:
+            self._socket.send(pack_step(level, text))
+
+    def carry(self, token: bytes) -> tuple[int, bytes]:
+        """Let the monitor carry ``token`` to the Lustre server; gives status and reply
+        buffer (PROTOCOL 6).  Raises ChannelError if the write itself failed."""
+        if not 0 < len(token) <= TOKEN_LIMIT:
+            raise ChannelError(f"a token of {len(token)} bytes cannot be carried", errno=errno.E2BIG)
+        self._socket.send(b"T" + token)
+        answer = self._socket.recv(MESSAGE_LIMIT + _REPLY.size)
+        if answer[:1] == b"R":
+            return _REPLY.unpack_from(answer)[1], answer[_REPLY.size :]
+        if not answer:
+            os._exit(1)  # the monitor is gone
+        failed = _unpack_failed(answer)
+        raise ChannelError(
+            failed.reason, errno=failed.errno, major=failed.major, kind=failed.kind, hint=failed.hint
+        )
+
+    def outcome(self, outcome: Established | Failed) -> None:
+        """The last word."""
+        self._socket.send(pack_outcome(outcome))
+
+
 class Worker:
     """A forked worker and our end of its socketpair.
 
-    ``work(report)`` runs in the new process, and what it returns is sent back; it
-    need not be able to import anything that is not yet imported.
+    ``work(line)`` runs in the new process, and what it returns is sent back; it
+    need not be able to import anything that is not yet imported.  ``carrier`` carries its
+    tokens; without one a worker that sends any is not one of ours.
     """
 
-    def __init__(self, work: Callable[[Report], Established | Failed]) -> None:
+    def __init__(self, work: Callable[[Line], Established | Failed], carrier: Carrier | None = None) -> None:
+        self._carrier = carrier
+        self._carried = 0
+        self._gid: int | None = None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         monitor = os.getpid()
         self.pid = os.fork()
@@ -158,27 +244,76 @@ class Worker:
             self._end()
 
     def _listen(self, deadline: float, limit: str, setting: str, report: Report) -> Answer:
-        for _ in range(STEP_LIMIT + 1):
-            # poll, not select: an lgssd may have more than 1024 descriptors.
-            poll = select.poll()
-            poll.register(self._socket, select.POLLIN)
-            if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
+        steps = 0
+        while steps <= STEP_LIMIT:
+            if not self._ready(deadline):
                 raise LimitError(
                     f"no answer within {limit}; last step: {self._phase or 'none'}",
                     hint="a KDC or name service that does not answer is the usual cause; "
                     f"{setting} sets this limit",
                 )
-            message = self._socket.recv(MESSAGE_LIMIT + 1)
+            message = self._socket.recv(TOKEN_LIMIT + 2)
             if not message:
                 raise self._died()
-            if len(message) > MESSAGE_LIMIT:
-                raise ProtocolError("an over-long message from the worker")
             said = unpack(message)
             if isinstance(said, Answer):
                 return said
-            self._phase = said[1]
-            report(*said)
+            if isinstance(said, Group):
+                if steps or self._gid is not None:
+                    raise ProtocolError("a group where none was due from the worker")
+                self._gid = said.gid
+            elif isinstance(said, Token):
+                # The server's time is not the negotiation's: Lustre bounds it itself.
+                deadline += self._carry(said.token)
+            else:
+                steps += 1
+                self._phase = said[1]
+                report(*said)
         raise ProtocolError(f"more than {STEP_LIMIT} steps from the worker")
+
+    def _ready(self, deadline: float, other: int = -1) -> bool:
+        """Whether the worker, or ``other``, has something to read before the deadline."""
+        # poll, not select: an lgssd may have more than 1024 descriptors.
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if other >= 0:
+            poll.register(other, select.POLLIN)
+        return bool(poll.poll(max(0, deadline - time.monotonic()) * 1000))
+
+    def _carry(self, token: bytes) -> float:
+        """Have ``token`` carried and the worker told; gives the seconds it took."""
+        carrier, gid = self._carrier, self._gid
+        if carrier is None or gid is None or self._carried >= TOKENS_LIMIT:
+            raise ProtocolError("a token where none was due from the worker")
+        self._carried += 1
+        started = time.monotonic()
+        done = carrier.start(gid, token)
+        try:
+            if not self._ready(started + carrier.timeout, done):
+                raise LimitError(
+                    f"a write to init_channel did not return within {carrier.timeout:g} s",
+                    hint="the server or the mount is stuck; [lustre] reply_timeout sets this limit",
+                )
+            poll = select.poll()
+            poll.register(done, select.POLLIN)
+            if not poll.poll(0):
+                # While it waits for this answer a worker has nothing to say.
+                if not self._socket.recv(1, socket.MSG_PEEK):
+                    raise self._died()
+                raise ProtocolError("a message where none was due from the worker")
+        finally:
+            os.close(done)
+        try:
+            status, reply = carrier.result()
+            answer = _REPLY.pack(b"R", status) + reply
+        except LgssError as error:
+            answer = pack_outcome(Failed.by(error))
+        try:
+            # Never blocks: one answer at a time fits a socket of any size.
+            self._socket.send(answer, socket.MSG_DONTWAIT)
+        except OSError as error:
+            raise ProtocolError(f"the worker does not take its answer: {error.strerror}") from error
+        return time.monotonic() - started
 
     def _died(self) -> LgssError:
         _, status = os.waitpid(self.pid, 0)
@@ -203,17 +338,10 @@ class Worker:
             self.pid = 0
 
 
-def _serve(theirs: socket.socket, work: Callable[[Report], Established | Failed]) -> None:
-    left = STEP_LIMIT - 1
-
-    def report(level: str, text: str) -> None:
-        nonlocal left
-        left -= 1
-        if left > 0:
-            theirs.send(pack_step(level, text))
-
+def _serve(theirs: socket.socket, work: Callable[[Line], Established | Failed]) -> None:
+    line = Line(theirs)
     try:
-        outcome = work(report)
+        outcome = work(line)
     except Exception as error:
         outcome = Failed.by(error)
-    theirs.send(pack_outcome(outcome))
+    line.outcome(outcome)

@@ -15,7 +15,8 @@ import time
 
 import daemon
 
-from . import callout, channel, config, identity, keys, negotiation
+from . import callout, channel, config, identity, keys, namespaces, negotiation
+from .channel import lustre
 from .errors import LgssError
 from .log import PATIENCE, Log
 from .privsep import Answer, Worker
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
     from .callout import UpcallRequest
     from .config import Config
-    from .log import Report
+    from .namespaces import Place
     from .negotiation import Established, Failed
+    from .privsep import Line
 
 # An answer of failure must not outlive its cause, only reach all who wait for it.
 FAILURE_LIFE = 2
@@ -36,19 +38,22 @@ MARGIN = 1.0
 # LESSONS, "Whom to believe": no context of the kernel is ever bound to a forged
 # machine request, so its updates stay EAGAIN.
 FORGED_PATIENCE = 5.0
-EAGAIN_FIRST, EAGAIN_LONGEST = 0.001, 0.5
+EAGAIN_FIRST, EAGAIN_LONGEST = 0.001, 0.1
+# Lustre's parameter debug_level: errors, warnings, .., trace. A failed upcall is logged at any.
+DEBUG_LEVELS = ("error", "warning", "info", "debug", "debug")
 
 
 def run(key: int, options: Mapping[str, str], words: Sequence[str], started: float) -> None:
     """Serve the upcall for ``key``; ``words`` are PROTOCOL 1's arguments from
     ``create`` on, ``options`` the front's, ``started`` the time.monotonic() at which
     the key had been instantiated.  Does not return."""
+    forked = namespaces.own_start_time()
     daemonize()
     log = Log(started=started)
     log.bind(key=key)
     status = 1
     try:
-        status = _serve(key, options, words, started, log)
+        status = _serve(key, options, words, started, forked, log)
     except BaseException as error:
         # A defect of ours is no reason to leave a caller waiting for a timeout.
         failure = negotiation.Failed.by(error)
@@ -82,17 +87,28 @@ def daemonize() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
-def _open_log(path: str | None, started: float | None = None) -> tuple[Log, Config | LgssError]:
-    """The log as configured, and the configuration or what is wrong with it."""
+def _open_log(
+    path: str | None, started: float | None = None, key_type: str = "user"
+) -> tuple[Log, Config | LgssError]:
+    """The log as configured, and the configuration or what is wrong with it.
+
+    On a Lustre client the parameter debug_level decides, read anew for each upcall: who
+    sets it wants to see the next one.
+    """
     try:
         settings = config.load(path)
     except LgssError as error:
         return Log(started=started), error
-    return Log(settings.log.level, settings.log.file, started=started), settings
+    level = settings.log.level
+    if key_type == "lgssc" and (parameter := lustre.debug_level(settings)) is not None:
+        level = DEBUG_LEVELS[parameter]
+    return Log(level, settings.log.file, started=started), settings
 
 
-def _serve(key: int, options: Mapping[str, str], words: Sequence[str], started: float, log: Log) -> int:
-    configured, settings = _open_log(options.get("config"), started)
+def _serve(
+    key: int, options: Mapping[str, str], words: Sequence[str], started: float, forked: int, log: Log
+) -> int:
+    configured, settings = _open_log(options.get("config"), started, words[2])
     configured.bind(**log.fields)
     log = configured
     log.event("debug", f"key {key}: instantiated, the caller goes on", step="instantiated")
@@ -105,7 +121,8 @@ def _serve(key: int, options: Mapping[str, str], words: Sequence[str], started: 
         callout.authorize(request)
         limit, setting = _limit(request, options, settings)
         deadline = started + limit
-        answer = _negotiate(request, settings, deadline, f"{limit:g} s", setting, log)
+        answer = _negotiate(request, settings, forked, deadline, f"{limit:g} s", setting, log)
+        deadline = max(deadline, time.monotonic() + MARGIN)
         if request.is_machine and request.requestor_uid != 0:
             deadline = min(deadline, time.monotonic() + FORGED_PATIENCE)
     except LgssError as error:
@@ -124,7 +141,13 @@ def _limit(request: UpcallRequest, options: Mapping[str, str], settings: Config)
 
 
 def _negotiate(
-    request: UpcallRequest, settings: Config, deadline: float, limit: str, setting: str, log: Log
+    request: UpcallRequest,
+    settings: Config,
+    forked: int,
+    deadline: float,
+    limit: str,
+    setting: str,
+    log: Log,
 ) -> Answer:
     # Only who asks for himself brings his credentials along: root's session keyring
     # must not lend its TGT to the user that root asks for, nor a user's to the machine.
@@ -132,29 +155,51 @@ def _negotiate(
         keys.unlink_requestor((request.session_keyring, request.thread_keyring, request.process_keyring))
 
     monitor = os.getpid()
+    carrier = lustre.Carrier(request, settings) if request.key_type == "lgssc" else None
 
-    def work(report: Report) -> Established | Failed:
-        return _work(request, settings, monitor, report)
+    def work(line: Line) -> Established | Failed:
+        return _work(request, settings, monitor, forked, line)
 
     def report(level: str, text: str) -> None:
         log.event(level, f"key {request.key}: {text}", step="negotiation")
 
-    return Worker(work).wait(deadline, limit, setting, report)
+    return Worker(work, carrier).wait(deadline, limit, setting, report)
 
 
-def _work(request: UpcallRequest, settings: Config, monitor: int, report: Report) -> Established | Failed:
+def _work(
+    request: UpcallRequest, settings: Config, monitor: int, forked: int, line: Line
+) -> Established | Failed:
     """The worker's part; nothing before :func:`identity.become` may read what the
     user controls."""
-    identity.replace_environment(settings.krb5.config)
-    # Loaded while still root: the user need not be able to read the installation.
+    identity.replace_environment(settings.krb5.config, settings.names.canonicalize)
+    # Loaded while still root: the user need not be able to read the installation, and
+    # his mount namespace need not have it.
     negotiation.preload(request)
-    way = channel.for_request(request, settings)
-    if not request.is_machine:
-        gid = request.requestor_gid if request.requestor_uid == request.uid else request.gid
-        identity.become(request.uid, identity.primary_group(request.uid, gid))
+    way = channel.for_request(request, settings, line.carry)
+    gid = request.requestor_gid if request.requestor_uid == request.uid else request.gid
+    gid = identity.primary_group(request.uid, gid)
+    line.group(gid)
+    place = namespaces.find(request, forked)
+    if place is not None and request.is_machine:
+        settings = _container(settings, place)
+    elif not request.is_machine:
+        if place is not None and "net" in place.different:
+            way.connect()
+        identity.become(request.uid, gid, place.enter if place else None)
         identity.die_with(monitor)
-    report("debug", f"working as uid {os.getuid()}, gid {os.getgid()}")
-    return negotiation.negotiate(request, settings, way, report)
+    where = (
+        f", credentials in {' and '.join(sorted(place.different))} of process {place.pid}" if place else ""
+    )
+    line.report("debug", f"working as uid {os.getuid()}, gid {os.getgid()}{where}")
+    return negotiation.negotiate(request, settings, way, line.report)
+
+
+def _container(settings: Config, place: Place) -> Config:
+    """The settings for a machine credential of a container: its keytab, and nothing of
+    the host's caches, nor of its keytab (CVE-2021-20208)."""
+    path = settings.krb5.keytab.removeprefix("FILE:")
+    values = {**settings.krb5.__dict__, "keytab": f"FILE:/proc/self/fd/{place.open_below(path)}"}
+    return config.Config(**{**settings.__dict__, "krb5": config.ContainerKrb5(**values)})
 
 
 def _answer(key: int, key_type: str, answer: Answer, deadline: float, log: Log) -> int:
@@ -190,6 +235,7 @@ def _answer(key: int, key_type: str, answer: Answer, deadline: float, log: Log) 
             error=failure.kind,
             errno=errno.errorcode.get(failure.errno, str(failure.errno)),
             gss_major=f"0x{failure.major:08x}",
+            always=True,
         )
         return 1
     if untaken:

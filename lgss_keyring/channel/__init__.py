@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 
 from .._record import Record
-from ..errors import ChannelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +12,7 @@ if TYPE_CHECKING:
 
     from ..callout import UpcallRequest
     from ..config import Config
+    from .lustre import Carry
 
     class Channel(Protocol):
         """One way to one acceptor."""
@@ -22,6 +21,10 @@ if TYPE_CHECKING:
             """Carry one token there (``handle`` empty for the first) and its answer
             back.  Raises ChannelError; with ETIMEDOUT or of kind "start-again" a
             new negotiation may be tried on the same channel."""
+
+        def connect(self) -> None:
+            """Connect now, where that is possible before the first exchange: from this
+            network namespace rather than from a later one.  Raises ChannelError."""
 
         def close(self) -> None:
             """Give up what the channel holds; a later exchange begins anew."""
@@ -40,19 +43,15 @@ class Reply(Record):
 
 
 # By the type of key that asks (DESIGN, "Two kinds of key").
-CHANNELS = {"user": "rpcsec_gss"}
+CHANNELS = {"user": "rpcsec_gss", "lgssc": "lustre"}
 
 
-def for_request(request: UpcallRequest, config: Config) -> Channel:
+def for_request(request: UpcallRequest, config: Config, carry: Carry) -> Channel:
     """The channel to the target of ``request``; nothing is connected yet.
 
-    Raises ChannelError if this version has none for that type of key, and
-    ResolutionError if the target's NID has no address there.
+    ``carry`` takes a token to where root is needed.  Raises ResolutionError if the
+    target's NID has no address there.
     """
-    if request.key_type not in CHANNELS:
-        raise ChannelError(
-            f"this version has no channel for keys of type {request.key_type}", errno=errno.EPROTONOSUPPORT
-        )
     module = importlib.import_module(f"{__name__}.{CHANNELS[request.key_type]}")
-    channel: Channel = module.open_channel(request, config)
+    channel: Channel = module.open_channel(request, config, carry)
     return channel

@@ -29,6 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..callout import UpcallRequest
     from ..config import Config
+    from .lustre import Carry
 
 CALL, REPLY = 0, 1
 RPC_VERSION = 2
@@ -70,8 +71,9 @@ HANDLE_LIMIT = 1024
 STRAY_LIMIT = 8
 
 
-def open_channel(request: UpcallRequest, config: Config) -> RpcsecGssChannel:
-    """The channel to the NID of ``request``; raises ResolutionError."""
+def open_channel(request: UpcallRequest, config: Config, carry: Carry) -> RpcsecGssChannel:
+    """The channel to the NID of ``request``; raises ResolutionError.  Root is not needed
+    for it, nor ``carry``."""
     rpc = config.rpcsec_gss
     address = nid.ip_address(nid.Nid.from_int(request.target_nid))
     return RpcsecGssChannel(
@@ -107,6 +109,10 @@ class RpcsecGssChannel:
     def peer(self) -> str:
         """The server as ADDRESS:PORT."""
         return f"{self._peer[0]}:{self._peer[1]}"
+
+    def connect(self) -> None:
+        """See :class:`lgss_keyring.channel.Channel`."""
+        self._connect()
 
     def close(self) -> None:
         """Close the connection, if there is one."""

@@ -1,25 +1,139 @@
-"""The credential of an ordinary user: the default ccache, as libkrb5 computes it for
-the uid that this process has become."""
+"""The credential of an ordinary user, looked for as that user (PROTOCOL 4).
+
+His default cache, as libkrb5 computes it for the uid that this process has become, if it
+holds a valid credential.  Else the one that is valid for longest among
+
+- the other caches of his default collection (DIR, KEYRING, KCM), and
+- files whose name contains ``krb5cc`` in /tmp and in /run/user/UID: regular, his own, for
+  him to read and write; no link is followed, and what is checked is the open file.
+
+What comes of these is used as a copy in memory, so that nothing is written to a cache
+that is not the default one.
+"""
 
 from __future__ import annotations
 
-from .. import _gss
-from ..errors import CredentialError
+import os
+import stat
+import time
+
+from .. import _gss, identity
+from ..errors import CredentialError, LgssError
+from . import Credential
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .. import _krb5
     from ..callout import UpcallRequest
     from ..config import Config
+    from ..log import Report
+
+FALLBACK = ("/tmp", "/run/user/{uid}")  # noqa: S108
+MARK = b"krb5cc"
+# Anybody may fill /tmp; nobody has a thousand caches.
+NAMES_LIMIT, FILES_LIMIT = 100_000, 1000
 
 
-def acquire(request: UpcallRequest, config: Config) -> _gss.creds.Creds:
-    """A credential handle for initiating (RFC 2743, 2.1.1).
+def acquire(request: UpcallRequest, config: Config, report: Report) -> Credential:
+    """A credential for initiating.
 
-    Raises CredentialError: no cache, an expired ticket, an unreadable one.
+    Raises CredentialError, what is wrong with the default cache being its words: no cache,
+    an expired ticket, an unreadable one.
     """
     try:
-        return _gss.creds.acquire_cred(None, mechs=[_gss.KRB5], usage="initiate").creds
+        handle = _gss.creds.acquire_cred(None, mechs=[_gss.KRB5], usage="initiate").creds
+        # This is where libkrb5 looks into the cache at last.
+        _gss.creds.inquire_cred(handle, lifetime=True, usage=False, mechs=False)
+        return Credential(handle)
     except _gss.GSSError as error:
-        raise _gss.explain(
+        explained = _gss.explain(
             error, f"uid {request.uid} has no usable Kerberos credential", CredentialError
-        ) from error
+        )
+        handle_or_none = _elsewhere(request.uid, report)
+        if handle_or_none is None:
+            raise explained from error
+        return Credential(handle_or_none)
+
+
+def _elsewhere(uid: int, report: Report) -> _gss.creds.Creds | None:
+    # Here only, as few need it: 6 ms.
+    from .. import _krb5
+
+    try:
+        context = _krb5.init_context()
+        now = time.time()
+        best: tuple[int, str, _krb5.Creds] | None = None
+        for name, tgt in _candidates(context, uid):
+            if tgt.end > now and (best is None or tgt.end > best[0]):
+                best = (tgt.end, name, tgt.creds)
+        if best is None:
+            return None
+        report("info", f"the default cache has no valid credential; using {best[1]}")
+        cache = _krb5.into_memory(context, best[2])
+        return _gss.ext_cred_store.acquire_cred_from(
+            {b"ccache": cache}, mechs=[_gss.KRB5], usage="initiate"
+        ).creds
+    except (_krb5.Krb5Error, _gss.GSSError, LgssError, OSError) as error:
+        report("debug", f"no other credential can be used: {error}")
+        return None
+
+
+def _candidates(context: _krb5.Context, uid: int) -> Iterator[tuple[str, _krb5.Tgt]]:
+    from .. import _krb5
+
+    for cache in _krb5.cccol_iter(context):
+        tgt = _krb5.tgt_of(context, cache)
+        if tgt is not None:
+            yield str(cache), tgt
+    # /proc/self belongs to root while we are not dumpable, and a file that is open has
+    # no other name that surely stays its.
+    identity.dumpable(True)
+    try:
+        for path, descriptor in _files(uid):
+            name = b"FILE:/proc/self/fd/%d" % descriptor
+            tgt = _krb5.tgt_of(context, _krb5.cc_resolve(context, name))
+            if tgt is not None:
+                yield path, tgt
+    finally:
+        identity.dumpable(False)
+
+
+def _files(uid: int) -> Iterator[tuple[str, int]]:
+    """Each fitting file, open while the caller looks at it."""
+    left = FILES_LIMIT
+    for folder in FALLBACK:
+        folder = folder.format(uid=uid)
+        try:
+            entries = os.scandir(os.fsencode(folder))
+        except OSError:
+            continue
+        with entries:
+            for _, entry in zip(range(NAMES_LIMIT), entries, strict=False):
+                if MARK not in entry.name:
+                    continue
+                left -= 1
+                if left < 0:
+                    return
+                try:
+                    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                    descriptor = os.open(entry.path, flags)
+                except OSError:
+                    continue
+                try:
+                    status = os.fstat(descriptor)
+                    if (
+                        stat.S_ISREG(status.st_mode)
+                        and status.st_uid == uid
+                        and status.st_mode & 0o600 == 0o600
+                    ):
+                        yield os.fsdecode(entry.path), descriptor
+                finally:
+                    os.close(descriptor)
+
+
+def preload() -> None:
+    """Import what only the search elsewhere needs: for a process that is about to enter
+    a mount namespace."""
+    from .. import _krb5  # noqa: F401

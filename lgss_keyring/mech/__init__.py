@@ -53,7 +53,7 @@ if TYPE_CHECKING:
             Raises CredentialError, MechanismError."""
 
 
-MECHANISMS = {"krb5": "krb5"}
+MECHANISMS = {"krb5": "krb5", "gssnull": "gssnull"}
 
 
 def load(name: str) -> Mechanism:

@@ -11,16 +11,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gssapi.raw.named_tuples import InitSecContextResult
+
     from ..callout import UpcallRequest
     from ..config import Config
+    from ..creds import Credential
     from ..log import Report
 
 INITIATOR = 1
 CFX = 2
 ACCEPTOR_SUBKEY = 4
 
+# Failures that a new TGT of the same principal would not cure.
+TICKET_IS_GOOD = ("service-unknown", "kdc-unreachable", "clock-skew", "enctype")
 
-def _source(request: UpcallRequest) -> Callable[[UpcallRequest, Config], _gss.creds.Creds]:
+
+def _source(request: UpcallRequest) -> Callable[[UpcallRequest, Config, Report], Credential]:
     if request.is_machine:
         from ..creds import machine
 
@@ -33,21 +39,26 @@ def _source(request: UpcallRequest) -> Callable[[UpcallRequest, Config], _gss.cr
 def prepare(request: UpcallRequest) -> None:
     """See :class:`lgss_keyring.mech.Mechanism`."""
     _source(request)
+    if not request.is_machine:
+        from ..creds import user
+
+        user.preload()
 
 
 def initiator(request: UpcallRequest, config: Config, service: str, report: Report) -> Krb5Initiator:
     """Begin a context with ``service``; see :class:`lgss_keyring.mech.Mechanism`."""
     report("debug", "looking for a credential, at the KDC if it has to be")
-    return Krb5Initiator(_source(request)(request, config), service, report)
+    return Krb5Initiator(_source(request)(request, config, report), service, report)
 
 
 class Krb5Initiator:
     """See :class:`lgss_keyring.mech.Initiator`."""
 
-    def __init__(self, credential: _gss.creds.Creds, service: str, report: Report) -> None:
+    def __init__(self, credential: Credential, service: str, report: Report) -> None:
         self.complete = False
         self._report = report
-        self._credential = credential
+        self._credential = credential.handle
+        self._anew = credential.anew
         self._service = service
         self._context: _gss.sec_contexts.SecurityContext | None = None
         self._target = _gss.names.import_name(service.encode(), _gss.NameType.hostbased_service)
@@ -55,7 +66,6 @@ class Krb5Initiator:
         report("debug", f"the initiator is {self.name}")
 
     def _inquire_name(self) -> str:
-        # This is where libkrb5 looks into the cache at last.
         try:
             result = _gss.creds.inquire_cred(self._credential, lifetime=True, usage=False, mechs=False)
             name = result.name
@@ -73,22 +83,31 @@ class Krb5Initiator:
         if token is None:
             self._report("debug", f"getting a ticket for {self._service}, from the KDC if there is none yet")
         try:
-            result = _gss.sec_contexts.init_sec_context(
-                self._target,
-                self._credential,
-                self._context,
-                _gss.KRB5,
-                _gss.RequirementFlag.mutual_authentication,
-                input_token=token,
-            )
+            result = self._init(token)
         except _gss.GSSError as error:
-            doing = f"cannot authenticate {self.name} to {self._service}"
-            raise self._failure(doing, error) from error
+            failure = self._failure(f"cannot authenticate {self.name} to {self._service}", error)
+            if token is not None or self._anew is None or failure.kind in TICKET_IS_GOOD:
+                raise failure from error
+            # The cached ticket may be one of a realm that was made anew, or of keys that
+            # were changed: it must not stand in the way until it expires.
+            anew, self._anew = self._anew, None
+            self._credential = anew()
+            return self.step(None)
         self._context = result.context
         self.complete = not result.more_steps
         if self.complete and not result.flags & _gss.RequirementFlag.mutual_authentication:
             raise MechanismError(f"{self._service} did not authenticate itself")
         return result.token or None
+
+    def _init(self, token: bytes | None) -> InitSecContextResult:
+        return _gss.sec_contexts.init_sec_context(
+            self._target,
+            self._credential,
+            self._context,
+            _gss.KRB5,
+            _gss.RequirementFlag.mutual_authentication,
+            input_token=token,
+        )
 
     def verify_mic(self, message: bytes, mic: bytes) -> None:
         """gss_verify_mic (RFC 2744, 5.36); raises MechanismError with GSS_S_BAD_MIC."""

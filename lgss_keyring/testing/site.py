@@ -146,7 +146,11 @@ class Upcalls:
         self.config_file = site.directory / f"config-{next(_numbers)}.toml"
         merged: dict[str, dict[str, Any]] = {
             "log": {"file": str(self.log_file), "level": "debug"},
-            "krb5": {"config": str(site.realm.krb5_conf), "keytab": str(site.population.machine_keytab)},
+            "krb5": {
+                "config": str(site.realm.krb5_conf),
+                "keytab": str(site.population.machine_keytab),
+                "ccache_directory": str(site.directory / "machine"),
+            },
             "rpcsec_gss": {
                 "program": PROGRAM,
                 "version": VERSION,
@@ -175,7 +179,8 @@ class Upcalls:
         while True:
             text = self.log_file.read_text() if self.log_file.exists() else ""
             if wanted in text or time.monotonic() > end:
-                return [_event(line) for line in text.splitlines()]
+                # A line that is being written has no end yet.
+                return [_event(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
             time.sleep(0.005)
 
     def events(self, key: int, seconds: float = 5.0) -> list[dict[str, str]]:
@@ -202,7 +207,7 @@ class Upcalls:
 def _event(line: str) -> dict[str, str]:
     head, _, tail = line.rpartition(" | ")
     stamp, process, level, message = head.split(" ", 3)
-    fields = dict(word.split("=", 1) for word in tail.split(" "))
+    fields = dict(word.split("=", 1) for word in tail.strip().split(" "))
     return {"time": stamp, "process": process, "level": level.rstrip(":"), "message": message, **fields}
 
 

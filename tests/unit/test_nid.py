@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import time
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lgss_keyring.config import Config, Names
 from lgss_keyring.errors import ResolutionError
-from lgss_keyring.nid import TYPES, Nid, host_name, ip_address, own_host_name, service_name
+from lgss_keyring.nid import TYPES, Nid, host_name, ip_address, own_host_name, own_name, service_name
 
 
 @pytest.mark.parametrize(
@@ -75,17 +82,110 @@ def test_addresses() -> None:
         ip_address(Nid(5, 99, 0))
 
 
+def hosts(table: dict[str, str], **names: Any) -> Config:
+    return Config(hosts=table, names=Names(**names))
+
+
 def test_lo_is_this_host() -> None:
-    assert host_name(Nid.parse("0@lo"), {}) == own_host_name()
-    assert host_name(Nid.parse("0@lo"), {"0@lo": "a"}) == "a"
+    assert host_name(Nid.parse("0@lo"), Config()) == own_host_name(Config())
+    assert host_name(Nid.parse("0@lo"), hosts({"0@lo": "a"})) == "a"
+    with pytest.raises(ResolutionError):
+        host_name(Nid(1, 9, 0), Config())
 
 
 def test_names() -> None:
     nid = Nid.parse("192.0.2.5@tcp")
-    assert host_name(nid, {"192.0.2.5@tcp": "a", "192.0.2.5": "b"}) == "a"
-    assert host_name(nid, {"192.0.2.5": "b"}) == "b"
-    assert host_name(Nid.parse("127.0.0.1@tcp"), {}) == "localhost"
+    assert host_name(nid, hosts({"192.0.2.5@tcp": "a", "192.0.2.5": "b"})) == "a"
+    assert host_name(nid, hosts({"192.0.2.5": "b"})) == "b"
+    assert host_name(Nid.parse("127.0.0.1@tcp"), Config()) == "localhost"
     with pytest.raises(ResolutionError) as caught:
-        host_name(nid, {})  # TEST-NET-1 (RFC 5737) has no names
+        host_name(nid, Config())  # TEST-NET-1 (RFC 5737) has no names
     assert "[hosts]" in caught.value.hint and "192.0.2.5@tcp" in caught.value.reason
     assert [service_name(i, "h") for i in range(3)] == ["lustre_mgs@h", "lustre_mds@h", "lustre_oss@h"]
+
+
+def test_own_name_is_that_of_the_own_nid_or_the_nodes() -> None:
+    nid = Nid.parse("192.0.2.6@tcp").to_int()
+    assert own_name(nid, hosts({"192.0.2.6": "own"})) == "own"
+    assert own_name(0, Config()) == own_host_name(Config())
+    node = os.uname().nodename
+    assert own_name(0, hosts({}, canonicalize=False)) == node
+    assert own_name(0, hosts({node: "table"})) == "table"
+
+
+def test_table_instead_of_reverse_dns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.getnameinfo", lambda *_: pytest.fail("the resolver was asked"))
+    config = hosts({"192.0.2.5": "b"}, reverse_dns=False)
+    assert host_name(Nid.parse("192.0.2.5@tcp"), config) == "b"
+    with pytest.raises(ResolutionError) as caught:
+        host_name(Nid.parse("127.0.0.1@tcp"), config)
+    assert caught.value.kind == "no-host-name" and "reverse_dns is off" in caught.value.reason
+
+
+def test_silent_resolver_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.getnameinfo", lambda *_: time.sleep(5))
+    started = time.monotonic()
+    with pytest.raises(ResolutionError) as caught:
+        host_name(Nid.parse("192.0.2.5@tcp"), hosts({}, timeout=1))
+    assert 0.9 < time.monotonic() - started < 2
+    assert (caught.value.kind, caught.value.errno) == ("name-timeout", errno.ETIMEDOUT)
+    assert "within 1 s" in caught.value.reason and "[names] timeout" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["5@gni", "1@gni3"])
+def test_networks_without_names(text: str) -> None:
+    with pytest.raises(ResolutionError, match=text) as caught:
+        host_name(Nid.parse(text), Config())
+    assert "[hosts]" in caught.value.hint
+    assert host_name(Nid.parse(text), hosts({text: "a"})) == "a"
+
+
+def program(path: Path, text: str) -> Config:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return hosts({}, program=str(path), timeout=1)
+
+
+PTL4 = Nid.parse("255@ptl42")
+
+
+def test_program_for_ptl4_gets_three_words_and_no_shell(tmp_path: Path) -> None:
+    config = program(tmp_path / "name $(id); x", f'echo "$#|$*" > {tmp_path}/words; echo node7.example')
+    assert host_name(PTL4, config) == "node7.example"
+    assert (tmp_path / "words").read_text() == "3|PTL4LND 0x2 0xff\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("echo @no such node", "no such node"),
+        ("exit 3", "''"),
+        ("echo 'a b'", "'a b'"),
+        ("head -c 100000 /dev/zero", "host name"),
+        ("echo a\n echo b", ""),
+    ],
+)
+def test_program_for_ptl4_that_fails(tmp_path: Path, text: str, said: str) -> None:
+    if not said:
+        assert host_name(PTL4, program(tmp_path / "p", text)) == "a"  # the first line counts
+        return
+    with pytest.raises(ResolutionError, match=said) as caught:
+        host_name(PTL4, program(tmp_path / "p", text))
+    assert caught.value.kind == "no-host-name"
+
+
+def test_program_for_ptl4_that_hangs_is_ended(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(ResolutionError) as caught:
+        host_name(PTL4, program(tmp_path / "p", "exec sleep 20"))
+    assert caught.value.kind == "name-timeout" and time.monotonic() - started < 3
+
+
+def test_program_for_ptl4_that_is_missing_or_not_roots(tmp_path: Path) -> None:
+    with pytest.raises(ResolutionError, match="No such file"):
+        host_name(PTL4, hosts({}, program=str(tmp_path / "none")))
+    config = program(tmp_path / "p", "echo a")
+    (tmp_path / "p").chmod(0o777)
+    if os.geteuid() == 0:
+        with pytest.raises(ResolutionError, match="others than root"):
+            host_name(PTL4, config)

@@ -6,18 +6,15 @@ import errno
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lgss_keyring import payload, privsep
+from lgss_keyring.channel.lustre import Carrier
 from lgss_keyring.negotiation import Established, Failed
-from lgss_keyring.privsep import Answer, ProtocolError, Worker
-
-if TYPE_CHECKING:
-    from lgss_keyring.log import Report
+from lgss_keyring.privsep import Answer, Line, ProtocolError, Worker
 
 ESTABLISHED = Established(128, b"handle", b"context", 2_000_000_000, "alice@LGSS.TEST")
 FAILED = Failed(errno.ENOKEY, 7 << 16, "no-ticket", "there is no ticket", "run kinit")
@@ -95,9 +92,9 @@ def test_errno_must_be_one(number: int) -> None:
 def test_worker_answers_and_is_waited_for() -> None:
     steps: list[tuple[str, str]] = []
 
-    def work(report: Report) -> Established | Failed:
-        report("debug", f"in another process than {os.getppid()}")
-        report("warning", "second")
+    def work(line: Line) -> Established | Failed:
+        line.report("debug", f"in another process than {os.getppid()}")
+        line.report("warning", "second")
         return ESTABLISHED
 
     worker = Worker(work)
@@ -110,7 +107,7 @@ def test_worker_answers_and_is_waited_for() -> None:
 
 
 def test_exception_in_the_worker_is_a_failure() -> None:
-    def work(report: Report) -> Established | Failed:
+    def work(line: Line) -> Established | Failed:
         raise RuntimeError("what now")
 
     answer = wait(Worker(work))
@@ -120,8 +117,8 @@ def test_exception_in_the_worker_is_a_failure() -> None:
 
 
 def test_silent_worker_is_killed_at_the_deadline_and_the_limit_named() -> None:
-    def work(report: Report) -> Established | Failed:
-        report("debug", "asking the KDC")
+    def work(line: Line) -> Established | Failed:
+        line.report("debug", "asking the KDC")
         time.sleep(60)
         return ESTABLISHED
 
@@ -138,7 +135,7 @@ def test_silent_worker_is_killed_at_the_deadline_and_the_limit_named() -> None:
 
 
 def test_killed_worker_is_an_error_at_once() -> None:
-    def work(report: Report) -> Established | Failed:
+    def work(line: Line) -> Established | Failed:
         os.kill(os.getpid(), signal.SIGKILL)
         return ESTABLISHED
 
@@ -149,7 +146,7 @@ def test_killed_worker_is_an_error_at_once() -> None:
     assert "signal 9" in answer.failure.reason
 
 
-def _hostile(messages: list[bytes]) -> Worker:
+def _hostile(messages: list[bytes], carrier: Carrier | None = None) -> Worker:
     """A worker that says what it likes, over the very socket it was given."""
 
     class Hostile(Worker):
@@ -164,7 +161,7 @@ def _hostile(messages: list[bytes]) -> Worker:
 
     privsep._serve = serve
     try:
-        return Hostile(lambda report: ESTABLISHED)
+        return Hostile(lambda line: ESTABLISHED, carrier)
     finally:
         privsep._serve = original
 
@@ -180,9 +177,18 @@ def _hostile(messages: list[bytes]) -> Worker:
         [b"E" + bytes(privsep.MESSAGE_LIMIT + 100)],
         [b"F\1\0\0\0\0\0\0\0one\0two"],
         [b"Sdstep"] * (privsep.STEP_LIMIT + 1),
+        [privsep.pack_group(7), b"Ttoken"],
+        [b"Sdstep", privsep.pack_group(0)],
+        [privsep.pack_group(7), privsep.pack_group(0)],
+        [b"Gxy"],
+        [b"T" + bytes(privsep.TOKEN_LIMIT + 1)],
+        [b"R" + bytes(8)],
     ],
-    ids=["kind", "empty", "level", "long-step", "bad-context", "over-long", "two-texts", "flood"],
-)
+    ids=[
+        "kind", "empty", "level", "long-step", "bad-context", "over-long", "two-texts", "flood",
+        "token-without-carrier", "late-group", "second-group", "short-group", "long-token", "reply",
+    ],
+)  # fmt: skip
 def test_hostile_worker_is_ended_with_an_error(messages: list[bytes]) -> None:
     worker = _hostile(messages)
     pid = worker.pid
@@ -197,3 +203,109 @@ def test_only_the_first_answer_counts() -> None:
     other = Failed(errno.EIO, 0, "late", "a second answer", "")
     answer = wait(_hostile([privsep.pack_outcome(FAILED), privsep.pack_outcome(other)]))
     assert answer.failure == FAILED
+
+
+class Fake(Carrier):
+    """Stands for Lustre's kernel, which needs one: remembers, and answers when told."""
+
+    def __init__(self, result: tuple[int, bytes] | OSError = (0, b"reply"), delay: float = 0.0) -> None:
+        self.timeout = 1.0
+        self.got: list[tuple[int, bytes]] = []
+        self._path = "init_channel"
+        self._told, self._delay = result, delay
+
+    def _write(self, gid: int, token: bytes, done: int) -> None:
+        self.got.append((gid, token))
+        time.sleep(self._delay)
+        self._result = self._told
+        os.close(done)
+
+
+def carried(line: Line) -> Established | Failed:
+    line.group(1234)
+    line.report("debug", "before")
+    status, reply = line.carry(b"token")
+    return Failed(errno.EIO, 0, "told", f"{status} {reply!r}")
+
+
+def test_token_is_carried_and_its_answer_told() -> None:
+    carrier = Fake((-errno.ETIMEDOUT, bytes(8192)))
+    answer = wait(Worker(carried, carrier))
+    assert answer.failure is not None and answer.failure.reason == f"-110 {bytes(8192)!r}"[:1000]
+    assert carrier.got == [(1234, b"token")]
+
+
+def test_failed_write_is_told_as_an_error() -> None:
+    answer = wait(Worker(carried, Fake(OSError(errno.ENODEV, "No such device"))))
+    assert answer.failure is not None
+    assert (answer.failure.kind, answer.failure.errno) == ("init-channel", errno.ENODEV)
+
+
+def test_time_of_the_server_is_not_the_negotiations() -> None:
+    worker = Worker(carried, Fake(delay=0.8))
+    answer = wait(worker, 0.5)
+    assert answer.failure is not None and answer.failure.kind == "told"
+
+
+def test_stuck_write_ends_at_its_own_limit() -> None:
+    started = time.monotonic()
+    answer = wait(Worker(carried, Fake(delay=3)))
+    assert time.monotonic() - started < 2
+    assert answer.failure is not None and answer.failure.kind == "limit"
+    assert "[lustre] reply_timeout" in answer.failure.hint
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [b"Ttoken"],
+        [privsep.pack_group(7), b"Ttoken", b"Ttoken"],
+        [privsep.pack_group(7), b"Ttoken", privsep.pack_outcome(ESTABLISHED)],
+        [privsep.pack_group(7), b"T"],
+    ],
+    ids=["before-the-group", "second-token", "answer-at-once", "empty"],
+)
+def test_hostile_worker_with_a_carrier(messages: list[bytes]) -> None:
+    carrier = Fake(delay=0.2)
+    answer = wait(_hostile(messages, carrier))
+    assert answer.failure is not None and answer.failure.kind == "worker-protocol"
+    assert len(carrier.got) <= 1
+
+
+def test_worker_that_dies_while_its_token_is_carried() -> None:
+    def kill_after(seconds: float) -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def dying(line: Line) -> Established | Failed:
+        kill_after(0.1)
+        return carried(line)
+
+    answer = wait(Worker(dying, Fake(delay=0.9)))
+    assert answer.failure is not None and answer.failure.kind == "worker-died"
+    assert "signal 14" in answer.failure.reason
+
+
+alphabet = st.one_of(
+    st.binary(max_size=40),
+    st.binary(max_size=60).map(lambda body: b"T" + body),
+    st.binary(max_size=60).map(lambda body: b"Sd" + body),
+    st.binary(max_size=60).map(lambda body: b"E" + body),
+    st.binary(max_size=60).map(lambda body: b"F" + body),
+    st.integers(0, 2**32 - 1).map(privsep.pack_group),
+    st.sampled_from([privsep.pack_outcome(ESTABLISHED), privsep.pack_outcome(FAILED)]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(alphabet, max_size=8))
+def test_monitor_survives_any_peer(messages: list[bytes]) -> None:
+    """It ends with one answer whose payload is a payload, and the worker is gone."""
+    carrier = Fake()
+    worker = _hostile(messages, carrier)
+    pid = worker.pid
+    answer = worker.wait(time.monotonic() + 0.1, "0.1 s", "x", ignore)
+    payload.unpack(answer.payload)
+    assert all(gid == carrier.got[0][0] for gid, _ in carrier.got)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

@@ -7,7 +7,6 @@ realm of `kdc-setup`, and Lustre's side of the kernel by `lgss_testmod`.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import pwd
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from testmod import Report, trigger
 
 from lgss_keyring import payload
 from lgss_keyring.callout import format_callout
@@ -152,6 +150,10 @@ def alice() -> Iterator[Requestor]:
     with Requestor(1000) as user:
         yield user
     as_alice("kdestroy")
+
+
+def installed_rule() -> None:
+    assert RULE.read_text().splitlines()[-1].split()[:5] == ["create", "lgssc", "*", "*", str(PROGRAM)]
 
 
 # systemd, the journal, no configuration at all.
@@ -318,82 +320,3 @@ def test_clock_skew_of_ten_minutes_with_the_acceptor(alice: Requestor, tmp_path:
     finally:
         acceptor.close()
     assert entry["LGSS_ERROR"] == "clock-skew" and entry["LGSS_ERRNO"] == "EKEYREJECTED", entry["MESSAGE"]
-
-
-# Type lgssc, by the installed rule and the kernel test module.
-
-
-def installed_rule() -> None:
-    assert RULE.read_text().splitlines()[-1].split()[:5] == ["create", "lgssc", "*", "*", str(PROGRAM)]
-
-
-_secid = iter(range(1000, 2000))
-
-
-def ask_kernel(uid: int, callout_uid: int, flags: str = "", **more: Any) -> Report:
-    """Let the module request a key as Lustre does."""
-    installed_rule()
-    secid = next(_secid)
-    callout = callout_to_server(callout_uid, flags=flags, secid=secid, pid=1)
-    return trigger(f"{callout_uid}@{secid:x}", callout, uid=uid, timeout_ms=60000, **more)
-
-
-def delivered(report: Report, number: int) -> None:
-    """The answer came by our update, not by a limit of the kernel's."""
-    assert report.stage == "update"
-    assert -report.error == number, (os.strerror(-report.error), report)
-    decoded = payload.unpack(report.payload)
-    assert isinstance(decoded, payload.FailurePayload) and decoded.rpc_error == number
-    assert report.malformed == 0
-
-
-def test_lgssc_of_root_during_a_mount(testmod_loaded: None) -> None:
-    """request_key() is back while the mount's lock is held; no payload was given, and
-    the child's possession is all that its update needed."""
-    report = ask_kernel(0, 0, "rmo", hold=True)
-    delivered(report, errno.EPROTONOSUPPORT)  # the channel comes with its issue
-    assert report.request_us < report.update_us
-    entry = journal_of(report.serial)[-1]
-    assert "no channel for keys of type lgssc" in entry["MESSAGE"] and "LGSS_UPDATE_ERRNO" not in entry
-
-
-def test_lgssc_of_a_user(testmod_loaded: None) -> None:
-    delivered(ask_kernel(1000, 1000), errno.EPROTONOSUPPORT)
-
-
-def test_lgssc_early_updates_are_survived(testmod_loaded: None) -> None:
-    report = ask_kernel(1000, 1000, bind_delay_ms=6000)
-    delivered(report, errno.EPROTONOSUPPORT)
-    assert report.early_updates >= 3
-    # Retried after half a second at the latest; the rest is this machine's slowness.
-    assert report.update_us - report.bound_us < 3_000_000
-
-
-def test_lgssc_of_the_machine_from_within_a_users_process(testmod_loaded: None) -> None:
-    """Lustre does this for OSCs: served, and not with what the user has."""
-    delivered(ask_kernel(1000, 0, "r", root=True), errno.EPROTONOSUPPORT)
-
-
-def test_lgssc_of_another_uid_is_refused(testmod_loaded: None) -> None:
-    report = ask_kernel(1000, 1001)
-    delivered(report, errno.EACCES)
-    entry = journal_of(report.serial)[-1]
-    assert entry["LGSS_ERROR"] == "refused" and "may not ask for a context of uid 1001" in entry["MESSAGE"]
-
-
-@pytest.mark.parametrize("flags", ["r", ""])
-def test_forged_lgssc_request_gains_nothing(testmod_loaded: None, flags: str) -> None:
-    """request_key(2) by an ordinary user: no context is ever bound to that key, so its
-    updates stay EAGAIN, and we give up."""
-    installed_rule()
-    with Requestor(1000) as forger:
-        uid = 0 if flags else 1000
-        answer = forger.ask(
-            f"{uid}@ff", callout_to_server(uid, flags=flags, secid=255), wait=0, key_type="lgssc"
-        )
-        assert answer.error == 0
-        assert answer.read_error == errno.EOPNOTSUPP
-        # 5 s of patience for a machine's request, the upcall's limit (30 s) else.
-        assert soon(lambda: bool(journal(LGSS_KEY=answer.key)), 20 if flags else 45)
-    entry = journal(LGSS_KEY=answer.key)[-1]
-    assert entry["LGSS_UPDATE_ERRNO"] == "EAGAIN"

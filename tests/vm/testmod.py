@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Self
 
 TRIGGER = Path("/dev/lgss_trigger")
 ACCEPTOR = Path("/dev/lgss_acceptor")
@@ -266,7 +267,7 @@ class Acceptor:
         self._wake = os.eventfd(0)
         self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> Acceptor:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

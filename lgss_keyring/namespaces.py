@@ -1,0 +1,182 @@
+"""Where a request's credentials live: the namespaces of the process in field 10.
+
+LESSONS, "Whom to believe", is the rule.  For a user's request the worker *enters*
+them, while still root, touching no file between that and :func:`identity.become`.
+setns(2) after setuid(2), as the C program does it, gives EPERM.  For the machine's
+credential nobody enters: krb5.conf can name plug-ins to load, so root takes the
+container's keytab alone, opened below /proc/PID/root, and reads nothing else there.
+
+A pid is a name that may get another bearer.  So a pidfd and a descriptor of /proc/PID
+are taken first, everything is read through these, and what was read counts only if
+that process lives on when all has been read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import select
+import stat
+
+from .errors import CredentialError, RefusedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .callout import UpcallRequest
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWNET = 0x40000000
+KINDS = {"mnt": CLONE_NEWNS, "net": CLONE_NEWNET}
+
+SYS_OPENAT2 = 437
+"""The same on every architecture (openat2(2))."""
+RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
+
+
+def start_time(stat_line: bytes) -> int:
+    """Field 22 of /proc/PID/stat: when the process started, in clock ticks since boot."""
+    # The second field is the program's name in parentheses, and may hold anything.
+    return int(stat_line[stat_line.rindex(b")") + 1 :].split()[19])
+
+
+def own_start_time() -> int:
+    """When this process started."""
+    with open("/proc/self/stat", "rb") as file:
+        return start_time(file.read())
+
+
+class Place:
+    """Another process's namespaces: ``different`` is the set of those that are not ours."""
+
+    def __init__(self, pid: int) -> None:
+        """Take hold of ``pid``; raises RefusedError if there is no such process."""
+        self.pid = pid
+        try:
+            self._pidfd = os.pidfd_open(pid)
+            self._proc = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise self._refused("there is no such process any more") from error
+        self.different = {kind for kind in KINDS if not self._shared(kind)}
+
+    def _refused(self, why: str, number: int = errno.ESRCH) -> RefusedError:
+        return RefusedError(
+            f"cannot look for credentials where process {self.pid} has its: {why}",
+            errno=number,
+            kind="namespace",
+            hint="the process that needs the context must live until it has it, and be its user's",
+        )
+
+    def _read(self, name: str) -> bytes:
+        try:
+            descriptor = os.open(name, os.O_RDONLY, dir_fd=self._proc)
+            try:
+                return os.read(descriptor, 8192)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._refused("it has ended") from error
+
+    def _shared(self, kind: str) -> bool:
+        try:
+            theirs = os.stat(f"ns/{kind}", dir_fd=self._proc)
+        except OSError as error:
+            raise self._refused("it has ended") from error
+        ours = os.stat(f"/proc/self/ns/{kind}")
+        return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+
+    def check_owner(self, uid: int, forked: int) -> None:
+        """Raise RefusedError unless the process's real uid is ``uid`` and it started by
+        ``forked`` (clock ticks).  A process of root in our own namespaces passes, too: one
+        that does something for that user, and there is nothing to enter."""
+        (line,) = (line for line in self._read("status").split(b"\n") if line.startswith(b"Uid:"))
+        real = int(line.split()[1])
+        started = start_time(self._read("stat"))
+        self.check_alive()
+        if real != uid and (real != 0 or self.different):
+            raise self._refused(f"it is of uid {real}, not {uid}", errno.EACCES)
+        if started > forked:
+            raise self._refused("it has started after the request; the number was reused")
+
+    def check_initial(self) -> None:
+        """Raise RefusedError unless the process lives in our own user namespace, which is
+        the initial one: request-key(8) runs there."""
+        shared = self._shared("user")
+        self.check_alive()
+        if not shared:
+            raise self._refused("it lives in another user namespace, which has no machine", errno.EACCES)
+
+    def check_alive(self) -> None:
+        """Raise RefusedError if the process has ended."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        if poll.poll(0):
+            raise self._refused("it has ended")
+
+    def enter(self) -> None:
+        """Enter what is different, as root; no file may be touched until the caller has
+        become the user.  Raises RefusedError."""
+        flags = sum(KINDS[kind] for kind in self.different)
+        if _libc.setns(ctypes.c_int(self._pidfd), ctypes.c_int(flags)):
+            raise self._refused(f"setns: {os.strerror(ctypes.get_errno())}")
+
+    def open_below(self, path: str) -> int:
+        """Open a regular file below the process's root directory for reading, every link
+        on the way resolved inside it (openat2(2), RESOLVE_IN_ROOT).
+
+        Raises CredentialError.
+        """
+        root = os.open("root", os.O_PATH | os.O_DIRECTORY, dir_fd=self._proc)
+        try:
+            how = _OpenHow(
+                os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY,
+                0,
+                RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+            )
+            _libc.syscall.restype = ctypes.c_long
+            descriptor: int = _libc.syscall(
+                ctypes.c_long(SYS_OPENAT2),
+                ctypes.c_int(root),
+                ctypes.c_char_p(os.fsencode(path.lstrip("/"))),
+                ctypes.byref(how),
+                ctypes.c_size_t(ctypes.sizeof(how)),
+            )
+        finally:
+            os.close(root)
+        number = ctypes.get_errno() if descriptor < 0 else 0
+        if not number and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            number = errno.EINVAL
+        if number:
+            raise CredentialError(
+                f"cannot open {path} in the mount namespace of process {self.pid}: {os.strerror(number)}",
+                errno=errno.ENOKEY,
+                kind="keytab-missing" if number == errno.ENOENT else "keytab-unreadable",
+                hint="a container's own keytab must be there: this host's is not used for it",
+            )
+        return descriptor
+
+
+def find(request: UpcallRequest, forked: int) -> Place | None:
+    """Where the credentials of ``request`` live, checked; None: here, with us.
+
+    ``forked`` is the start time of the front's child, a few milliseconds later than the
+    front's: until then the requestor still waited.  Raises RefusedError.
+    """
+    if not request.pid or (request.is_machine and request.requestor_uid != 0):
+        return None
+    place = Place(request.pid)
+    if not request.is_machine:
+        place.check_owner(request.uid, forked)
+    elif "mnt" in place.different:
+        place.check_initial()
+    else:
+        # A keytab is a file: another network namespace alone changes nothing.
+        return None
+    return place if place.different else None
