@@ -88,6 +88,8 @@ uninstall: ## take away what install put there
 	rm -rf '$(DESTDIR)$(LIBDIR)'
 	rm -f '$(DESTDIR)$(SBINDIR)/lgss_keyring' '$(DESTDIR)$(SYSCONFDIR)/request-key.d/lgssc.conf'
 	rm -f $(patsubst man/%.5,'$(DESTDIR)$(MANDIR)/man5/%.5',$(wildcard man/*.5)) $(patsubst man/%.8,'$(DESTDIR)$(MANDIR)/man8/%.8',$(wildcard man/*.8))
+	@# The machine's tickets.
+	rm -rf '$(DESTDIR)/run/lgss'
 	@# Made by install where nobody had manual pages; another's stay.
 	@rmdir '$(DESTDIR)$(MANDIR)/man5' '$(DESTDIR)$(MANDIR)/man8' 2>/dev/null || true
 

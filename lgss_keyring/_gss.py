@@ -52,6 +52,7 @@ _KDC_HINT = "check that the realm's KDC runs and is reachable from here, and [re
 _KEYTAB_HINT = "compare `klist -ke` of the keytab with the principal's key version and enctypes in the KDC"
 _TICKET_HINT = "the user has to run kinit, with a cache where this host's krb5.conf has the default one"
 CAUSES = {
+    _BASE + 1: Cause(errno.EKEYEXPIRED, "client-expired", "its time is over: kadmin modprinc -expire"),
     _BASE + 6: Cause(errno.ENOKEY, "client-unknown", "create the principal, or correct the keytab"),
     _BASE + 7: Cause(
         errno.EKEYREJECTED,
@@ -90,8 +91,11 @@ def explain(error: GSSError, doing: str, family: type[LgssError]) -> LgssError:
     ``doing`` says what failed ("cannot ..."); krb5's extended text is kept, and so
     is the major status.
     """
-    # The mechanism's own words say more than the major status's, if there are any.
-    texts = error.get_all_statuses(*((error.min_code, False) if error.min_code else (error.maj_code, True)))
+    # The mechanism's own words say more than the major status's, if there are any; for an
+    # expired credential there are none, and then it says "Success".
+    texts = error.get_all_statuses(error.min_code, False) if error.min_code else []
+    if not texts or texts == ["Success"]:
+        texts = error.get_all_statuses(error.maj_code, True)
     cause = cause_of(error)
     routine = error.maj_code & 0xFF << 16
     if cause is None and routine == GSS_S_CREDENTIALS_EXPIRED:

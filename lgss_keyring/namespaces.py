@@ -81,13 +81,18 @@ class Place:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise self._refused("it has ended") from error
+            raise self._out_of_reach(error) from error
+
+    def _out_of_reach(self, error: OSError) -> RefusedError:
+        if error.errno in (errno.ESRCH, errno.ENOENT):
+            return self._refused("it has ended")
+        return self._refused(f"not even root may look into it ({error.strerror})", errno.EACCES)
 
     def _shared(self, kind: str) -> bool:
         try:
             theirs = os.stat(f"ns/{kind}", dir_fd=self._proc)
         except OSError as error:
-            raise self._refused("it has ended") from error
+            raise self._out_of_reach(error) from error
         ours = os.stat(f"/proc/self/ns/{kind}")
         return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
 

@@ -60,6 +60,8 @@ TOKEN_LIMIT = 65536
 TEXT_LIMIT = 1000
 STEP_LIMIT = 64
 TOKENS_LIMIT = 24
+# Between the end of a process's socket and of the process.
+DYING_SECONDS = 0.2
 _LEVELS = {b"d": "debug", b"i": "info", b"w": "warning"}
 _ESTABLISHED = struct.Struct("=cIH")
 _FAILED = struct.Struct("=cII")
@@ -316,7 +318,14 @@ class Worker:
         return time.monotonic() - started
 
     def _died(self) -> LgssError:
-        _, status = os.waitpid(self.pid, 0)
+        # Nothing was read: that is the end of the worker, or an empty message, or the end
+        # of its socket alone. Never waited for without a bound: it may live for ever.
+        end = time.monotonic() + DYING_SECONDS
+        while (found := os.waitpid(self.pid, os.WNOHANG))[0] == 0:
+            if time.monotonic() > end:
+                return ProtocolError("an empty message, or a closed socket, from the worker")
+            time.sleep(0.001)
+        status = found[1]
         self.pid = 0
         code = os.waitstatus_to_exitcode(status)
         how = f"signal {-code}" if code < 0 else f"exit status {code}"

@@ -33,8 +33,10 @@ Negotiates a GSS context for a key that request_key(2) is making. Run by
 See lgss_keyring(8).
 """
 OPTIONS = ("-R", "--realm", "--config", "--timeout")
-# Long enough for the requestor to see it, too short to outlive a repair.
-REJECTED_LIFE = 1
+# Long enough for the requestor to see it, too short to outlive a repair. Not 1: the kernel
+# counts whole seconds, and what is made at the end of one would be gone before the
+# requestor has looked (seen: 1 of 100 got ENOKEY instead of our error).
+REJECTED_LIFE = 2
 FAILURE_LIFE = 2
 
 

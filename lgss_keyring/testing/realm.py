@@ -54,6 +54,7 @@ class Realm:
         self.name = name
         self.directory = Path(tempfile.mkdtemp(prefix="lgss-realm-"))
         self._kdc: subprocess.Popen[bytes] | None = None
+        self._principals: set[str] = set()
         try:
             self.directory.chmod(0o755)
             self.ccaches = self.directory / "ccaches"
@@ -127,13 +128,20 @@ class Realm:
             raise RealmError(f"{' '.join(command)}: {done.stdout.strip()}")
         return done.stdout
 
+    def administer(self, *words: str) -> str:
+        """One command of kadmin(1); its output."""
+        return self._run("kadmin.local", "-r", self.name, *words)
+
     def add_principal(self, principal: str) -> None:
-        """Create a principal with a random key."""
-        self._run("kadmin.local", "-r", self.name, "addprinc", "-randkey", principal)
+        """Create a principal with a random key, unless that was done before."""
+        if principal in self._principals:
+            return
+        self._principals.add(principal)
+        self.administer("addprinc", "-randkey", principal)
 
     def extract_keytab(self, path: Path, *principals: str) -> Path:
         """Append the principals' current keys to the keytab ``path``, mode 0600."""
-        self._run("kadmin.local", "-r", self.name, "ktadd", "-norandkey", "-k", str(path), *principals)
+        self.administer("ktadd", "-norandkey", "-k", str(path), *principals)
         path.chmod(0o600)
         return path
 

@@ -183,10 +183,11 @@ def _hostile(messages: list[bytes], carrier: Carrier | None = None) -> Worker:
         [b"Gxy"],
         [b"T" + bytes(privsep.TOKEN_LIMIT + 1)],
         [b"R" + bytes(8)],
+        [b""],
     ],
     ids=[
         "kind", "empty", "level", "long-step", "bad-context", "over-long", "two-texts", "flood",
-        "token-without-carrier", "late-group", "second-group", "short-group", "long-token", "reply",
+        "token-without-carrier", "late-group", "second-group", "short-group", "long-token", "reply", "nothing",
     ],
 )  # fmt: skip
 def test_hostile_worker_is_ended_with_an_error(messages: list[bytes]) -> None:
@@ -297,7 +298,7 @@ alphabet = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(alphabet, max_size=8))
 def test_monitor_survives_any_peer(messages: list[bytes]) -> None:
     """It ends with one answer whose payload is a payload, and the worker is gone."""

@@ -43,6 +43,7 @@ class InstalledRealm(Realm):
 
     def __init__(self) -> None:
         self.env = {}
+        self._principals = set()
 
 
 @pytest.fixture(scope="module")

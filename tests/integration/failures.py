@@ -1,0 +1,37 @@
+"""The judge of failures that came through the real kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from lgss_keyring import payload
+from lgss_keyring.testing.requestor import Answer
+from lgss_keyring.testing.site import Upcalls
+
+from .. import table
+from .conftest import pace
+
+BLOCKED = 0.1
+ANSWERED = 1.0
+
+callers: list[float] = []
+"""How long each caller was blocked; judged in the last test of test_faults."""
+
+
+def failed(
+    answer: Answer, upcalls: Upcalls, number: int, kind: str, words: str = "", limit: float = ANSWERED
+) -> str:
+    """Check one failure from all its sides; the log's message."""
+    assert answer.error == 0, os.strerror(answer.error)
+    callers.append(answer.blocked)
+    decoded = payload.unpack(answer.data)
+    assert isinstance(decoded, payload.FailurePayload), decoded
+    event = upcalls.events(answer.key)[-1]
+    assert (event.get("LGSS_ERROR"), event.get("LGSS_ERRNO")) == (kind, errno.errorcode[number]), event
+    assert decoded.rpc_error == number, os.strerror(decoded.rpc_error)
+    assert event["level"] == "warning"
+    assert str(answer.key) in event["message"] and words in event["message"], event["message"]
+    table.judge(kind, event["LGSS_ERRNO"], event["message"])
+    assert answer.updated is not None and answer.updated < pace(limit)
+    return event["message"]
