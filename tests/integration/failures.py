@@ -6,10 +6,10 @@ import errno
 import os
 
 from lgss_keyring import payload
+from lgss_keyring.testing import table
 from lgss_keyring.testing.requestor import Answer
 from lgss_keyring.testing.site import Upcalls
 
-from .. import table
 from .conftest import pace
 
 BLOCKED = 0.1

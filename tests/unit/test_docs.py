@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 
 from lgss_keyring import config
+from lgss_keyring.testing import table
 from lgss_keyring.testing.stage import CHECKOUT, PACKAGE
-
-from .. import table
 
 
 def test_every_kind_of_error_is_in_errors_md() -> None:
@@ -38,3 +37,14 @@ def test_every_row_of_errors_md_is_whole() -> None:
     assert len(table.ROWS) >= 40
     for kind, row in table.ROWS.items():
         assert row.words and row.advice, kind
+
+
+def test_every_test_named_in_security_md_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (CHECKOUT / "docs/security.md").read_text()))
+    there = {
+        name
+        for source in (CHECKOUT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", source.read_text(), re.MULTILINE)
+    }
+    assert len(named) > 40
+    assert named <= there, named - there

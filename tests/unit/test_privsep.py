@@ -187,7 +187,7 @@ def _hostile(messages: list[bytes], carrier: Carrier | None = None) -> Worker:
     ],
     ids=[
         "kind", "empty", "level", "long-step", "bad-context", "over-long", "two-texts", "flood",
-        "token-without-carrier", "late-group", "second-group", "short-group", "long-token", "reply", "nothing",
+        "no-carrier", "late-group", "second-group", "short-group", "long-token", "reply", "nothing",
     ],
 )  # fmt: skip
 def test_hostile_worker_is_ended_with_an_error(messages: list[bytes]) -> None:

@@ -34,6 +34,7 @@ from testmod import DEBUG_LEVEL, PARAMETERS, Report, TokenRequest, trigger
 from lgss_keyring import payload
 from lgss_keyring.nid import Nid
 from lgss_keyring.payload import ContextPayload, FailurePayload, Krb5Context
+from lgss_keyring.testing import table
 from lgss_keyring.testing.requestor import Requestor
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("testmod_loaded")]
@@ -87,6 +88,7 @@ def failed(report: Report, number: int, kind: str, major: int = 0) -> str:
     entry = journal_of(report.serial)[-1]
     assert entry["LGSS_ERROR"] == kind, entry["MESSAGE"]
     message: str = entry["MESSAGE"]
+    table.judge(kind, errno.errorcode[number], message)
     return message
 
 

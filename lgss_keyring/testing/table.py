@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from lgss_keyring.testing.stage import CHECKOUT
+from .stage import CHECKOUT
 
 DOCUMENT = CHECKOUT / "docs" / "errors.md"
 ANY = "…"
