@@ -16,6 +16,7 @@ from .vectors import load
 
 DERIVED = load("krb5-keys-and-tokens.json")
 WIRE = load("lustre-wire-tokens.json")["mic"]
+WRAPPED = load("lustre-wire-tokens.json")["wrap"]
 
 
 @pytest.mark.parametrize(
@@ -99,3 +100,96 @@ def test_wrong_direction_and_message() -> None:
 def test_any_bytes_are_refused(token: bytes) -> None:
     with pytest.raises(MechanismError):
         tokens.verify_mic(bytes(32), 18, [b"message"], token, acceptor=False)
+
+
+def keys(vector: dict[str, Any]) -> tuple[bytes, bytes, int]:
+    return bytes.fromhex(vector["Ke"]), bytes.fromhex(vector["Ki"]), vector["enctype"]
+
+
+@pytest.mark.parametrize("vector", DERIVED, ids=lambda vector: str(vector["enctype"]))
+def test_wrap_tokens(vector: dict[str, Any]) -> None:
+    message, header = bytes.fromhex(vector["message"]), bytes.fromhex(vector["gss_header"])
+    acceptor = not vector["initiator"]
+    token = tokens.wrap(
+        *keys(vector),
+        header,
+        message,
+        sequence=vector["send_seq"],
+        acceptor=acceptor,
+        confounder=bytes.fromhex(vector["confounder"]),
+    )
+    assert token.hex() == vector["wrap"]
+    assert len(token) == tokens.wrap_size(vector["enctype"], len(message))
+    sequence, padded = tokens.unwrap(*keys(vector), header, token, acceptor=acceptor)
+    assert sequence == vector["send_seq"] and padded == message + b"\x07" * 7
+
+
+@pytest.mark.parametrize("vector", WRAPPED, ids=range(len(WRAPPED)))
+def test_wrap_tokens_off_the_wire(vector: dict[str, Any]) -> None:
+    _, padded = tokens.unwrap(
+        *keys(vector),
+        bytes.fromhex(vector["gss_header"]),
+        bytes.fromhex(vector["token"]),
+        acceptor=vector["sender_is_acceptor"],
+    )
+    assert padded.hex() == vector["padded_message"]
+
+
+ENCTYPES = st.sampled_from(sorted(KEY_SIZES))
+
+
+@given(ENCTYPES, st.binary(max_size=300), st.binary(max_size=50), st.integers(0, 2**64 - 1), st.booleans())
+def test_wrapped_messages_come_back(
+    enctype: int, message: bytes, header: bytes, sequence: int, acceptor: bool
+) -> None:
+    ke, ki = bytes(KEY_SIZES[enctype]), bytes(range(KEY_SIZES[enctype]))
+    token = tokens.wrap(ke, ki, enctype, header, message, sequence=sequence, acceptor=acceptor)
+    got, padded = tokens.unwrap(ke, ki, enctype, header, token, acceptor=acceptor)
+    assert got == sequence and padded[: len(message)] == message
+    with pytest.raises(MechanismError):
+        tokens.unwrap(ke, ki, enctype, header + b"x", token, acceptor=acceptor)
+    with pytest.raises(MechanismError):
+        tokens.unwrap(ke, ki, enctype, header, token, acceptor=not acceptor)
+
+
+@given(ENCTYPES, st.lists(st.binary(max_size=100), max_size=5), st.integers(0, 2**64 - 1), st.booleans())
+def test_wrapped_pages_come_back(enctype: int, pages: list[bytes], sequence: int, acceptor: bool) -> None:
+    ke, ki = bytes(KEY_SIZES[enctype]), bytes(range(KEY_SIZES[enctype]))
+    token, sealed = tokens.wrap_bulk(ke, ki, enctype, pages, sequence=sequence, acceptor=acceptor)
+    assert len(token) == tokens.wrap_bulk_size(enctype)
+    assert [len(text) for text in sealed] == [-(-len(page) // 16) * 16 for page in pages]
+    lengths = [len(page) for page in pages]
+    assert tokens.unwrap_bulk(ke, ki, enctype, token, sealed, lengths, acceptor=acceptor) == (sequence, pages)
+
+
+@pytest.mark.parametrize("enctype", [17, 18, 19, 20])
+def test_every_changed_byte_of_a_wrap_token_is_noticed(enctype: int) -> None:
+    ke, ki = bytes(KEY_SIZES[enctype]), bytes(range(KEY_SIZES[enctype]))
+    token = tokens.wrap(ke, ki, enctype, b"header", b"message of some length", sequence=5, acceptor=False)
+    bulk, sealed = tokens.wrap_bulk(ke, ki, enctype, [b"page"], sequence=5, acceptor=False)
+    for at in range(len(token)):
+        with pytest.raises(MechanismError) as caught:
+            tokens.unwrap(ke, ki, enctype, b"header", changed(token, at), acceptor=False)
+        assert caught.value.major in (GSS_S_BAD_MIC, GSS_S_DEFECTIVE_TOKEN)
+    for at in range(len(bulk)):
+        with pytest.raises(MechanismError):
+            tokens.unwrap_bulk(ke, ki, enctype, changed(bulk, at), sealed, [4], acceptor=False)
+    for at in range(len(sealed[0])):
+        if at < 4:
+            with pytest.raises(MechanismError):
+                tokens.unwrap_bulk(ke, ki, enctype, bulk, [changed(sealed[0], at)], [4], acceptor=False)
+    for cut in range(len(token)):
+        with pytest.raises(MechanismError):
+            tokens.unwrap(ke, ki, enctype, b"header", token[:cut], acceptor=False)
+
+
+def changed(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@given(st.binary(max_size=120))
+def test_any_bytes_are_no_wrap_token(data: bytes) -> None:
+    with pytest.raises(MechanismError):
+        tokens.unwrap(bytes(32), bytes(32), 18, b"", data, acceptor=False)
+    with pytest.raises(MechanismError):
+        tokens.unwrap_bulk(bytes(32), bytes(32), 18, data, [], [], acceptor=False)
