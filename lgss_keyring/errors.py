@@ -21,7 +21,13 @@ GSS_S_NO_CRED = 7 << 16
 GSS_S_DEFECTIVE_TOKEN = 9 << 16
 GSS_S_CREDENTIALS_EXPIRED = 11 << 16
 GSS_S_FAILURE = 13 << 16
+GSS_S_BAD_QOP = 14 << 16
 GSS_S_UNAUTHORIZED = 15 << 16
+GSS_S_CONTEXT_EXPIRED = 12 << 16
+GSS_S_NO_CONTEXT = 8 << 16
+# Supplementary bits (RFC 2744, 3.9.1); for per-message calls of ours they are failures.
+GSS_S_DUPLICATE_TOKEN = 1 << 1
+GSS_S_OLD_TOKEN = 1 << 2
 
 
 class LgssError(Exception):

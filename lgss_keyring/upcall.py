@@ -15,11 +15,11 @@ import time
 
 import daemon
 
-from . import callout, channel, config, identity, keys, namespaces, negotiation
+from . import callout, config, keys, namespaces, negotiation, service
 from .channel import lustre
 from .errors import LgssError
 from .log import PATIENCE, Log
-from .privsep import Answer, Worker
+from .privsep import Answer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
     from .callout import UpcallRequest
     from .config import Config
-    from .namespaces import Place
-    from .negotiation import Established, Failed
-    from .privsep import Line
 
 # An answer of failure must not outlive its cause, only reach all who wait for it.
 FAILURE_LIFE = 2
@@ -121,7 +118,7 @@ def _serve(
         callout.authorize(request)
         limit, setting = _limit(request, options, settings)
         deadline = started + limit
-        answer = _negotiate(request, settings, forked, deadline, f"{limit:g} s", setting, log)
+        answer = service.serve(request, settings, forked, deadline, f"{limit:g} s", setting, log)
         deadline = max(deadline, time.monotonic() + MARGIN)
         if request.is_machine and request.requestor_uid != 0:
             deadline = min(deadline, time.monotonic() + FORGED_PATIENCE)
@@ -138,68 +135,6 @@ def _limit(request: UpcallRequest, options: Mapping[str, str], settings: Config)
         if life < limit:
             return life, "--timeout in the request-key rule"
     return limit, setting
-
-
-def _negotiate(
-    request: UpcallRequest,
-    settings: Config,
-    forked: int,
-    deadline: float,
-    limit: str,
-    setting: str,
-    log: Log,
-) -> Answer:
-    # Only who asks for himself brings his credentials along: root's session keyring
-    # must not lend its TGT to the user that root asks for, nor a user's to the machine.
-    if request.is_machine or request.requestor_uid != request.uid:
-        keys.unlink_requestor((request.session_keyring, request.thread_keyring, request.process_keyring))
-
-    monitor = os.getpid()
-    carrier = lustre.Carrier(request, settings) if request.key_type == "lgssc" else None
-
-    def work(line: Line) -> Established | Failed:
-        return _work(request, settings, monitor, forked, line)
-
-    def report(level: str, text: str) -> None:
-        log.event(level, f"key {request.key}: {text}", step="negotiation")
-
-    return Worker(work, carrier).wait(deadline, limit, setting, report)
-
-
-def _work(
-    request: UpcallRequest, settings: Config, monitor: int, forked: int, line: Line
-) -> Established | Failed:
-    """The worker's part; nothing before :func:`identity.become` may read what the
-    user controls."""
-    identity.replace_environment(settings.krb5.config, settings.names.canonicalize)
-    # Loaded while still root: the user need not be able to read the installation, and
-    # his mount namespace need not have it.
-    negotiation.preload(request)
-    way = channel.for_request(request, settings, line.carry)
-    gid = request.requestor_gid if request.requestor_uid == request.uid else request.gid
-    gid = identity.primary_group(request.uid, gid)
-    line.group(gid)
-    place = namespaces.find(request, forked)
-    if place is not None and request.is_machine:
-        settings = _container(settings, place)
-    elif not request.is_machine:
-        if place is not None and "net" in place.different:
-            way.connect()
-        identity.become(request.uid, gid, place.enter if place else None)
-        identity.die_with(monitor)
-    where = (
-        f", credentials in {' and '.join(sorted(place.different))} of process {place.pid}" if place else ""
-    )
-    line.report("debug", f"working as uid {os.getuid()}, gid {os.getgid()}{where}")
-    return negotiation.negotiate(request, settings, way, line.report)
-
-
-def _container(settings: Config, place: Place) -> Config:
-    """The settings for a machine credential of a container: its keytab, and nothing of
-    the host's caches, nor of its keytab (CVE-2021-20208)."""
-    path = settings.krb5.keytab.removeprefix("FILE:")
-    values = {**settings.krb5.__dict__, "keytab": f"FILE:/proc/self/fd/{place.open_below(path)}"}
-    return config.Config(**{**settings.__dict__, "krb5": config.ContainerKrb5(**values)})
 
 
 def _answer(key: int, key_type: str, answer: Answer, deadline: float, log: Log) -> int:

@@ -1,0 +1,56 @@
+"""``python -m lgss_keyring.daemon``: lgssd in the foreground."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import click
+import keyutils
+
+from .. import config
+from ..errors import LgssError
+from ..log import Log
+from ..sptlrpc.pipe import DEFAULT_SOCKET
+from . import requests, server
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--socket", "path", default=DEFAULT_SOCKET, show_default=True, help="The socket to listen at.")
+@click.option("--config", "config_file", help=f"Configuration (default: {config.DEFAULT_PATH}, if there).")
+def main(path: str, config_file: str | None) -> None:
+    """Negotiate GSS contexts for those who ask at a socket (sptlrpc's policy `pipe`).
+
+    Runs in the foreground until SIGTERM. An ordinary user gets contexts of his own alone.
+    """
+    if os.geteuid() != 0:
+        raise click.ClickException("only root can become the users that it negotiates for")
+    try:
+        settings = config.load(config_file)
+    except LgssError as error:
+        raise click.ClickException(f"{error.reason}; {error.hint}" if error.hint else error.reason) from error
+    # Whoever started us may have tickets in his session: they are not the users'.
+    keyutils.join_session_keyring()
+    os.umask(0o077)
+    log = Log(settings.log.level, settings.log.file)
+    try:
+        listener = server.listen(path)
+    except OSError as error:
+        raise click.ClickException(f"cannot listen at {path}: {error.strerror}") from error
+    click.echo(f"listening at {path}")
+    # Loaded once: what the workers need is here when they are forked.
+    from .. import _krb5, mech  # noqa: F401
+    from ..creds import machine, user  # noqa: F401
+
+    mech.load("krb5")
+    # The worker's limit comes first: it knows the words. Twice a server's patience is more.
+    limit = settings.upcall.timeout + 10.0
+    try:
+        server.Server(listener, functools.partial(requests.handle, settings=settings), limit, log).run()
+    finally:
+        listener.close()
+        os.unlink(path)
+
+
+if __name__ == "__main__":
+    main()

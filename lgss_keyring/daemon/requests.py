@@ -1,0 +1,75 @@
+"""From a pipe's record to a request, and to its answer."""
+
+from __future__ import annotations
+
+import time
+
+from .. import callout, negotiation, service
+from ..callout import UpcallRequest
+from ..errors import LgssError
+from ..log import Log
+from ..privsep import Answer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..pipe import Upcall
+    from .server import Peer
+
+
+def request_of(upcall: Upcall, peer: Peer) -> UpcallRequest:
+    """The request in ``upcall`` as ``peer`` may make it; raises RefusedError.
+
+    A record names no mechanism and no flags: krb5, and ``r`` for uid 0 (PROTOCOL 9).  The
+    acceptor is reached as for a key of type ``user``.
+    """
+    request = UpcallRequest(
+        secid=0,
+        mechanism="krb5",
+        uid=upcall.uid,
+        gid=upcall.gid,
+        flags="" if upcall.uid else "r",
+        service_type="-",
+        lustre_service=upcall.service,
+        target_nid=upcall.nid,
+        obd_name=upcall.obd_name,
+        self_nid=0,
+        pid=0,
+        client_uuid=None,
+        key=upcall.seq or 1,
+        key_type="user",
+        description="pipe",
+        requestor_uid=peer.uid,
+        requestor_gid=peer.gid,
+        thread_keyring=0,
+        process_keyring=0,
+        session_keyring=0,
+        realm=None,
+    )
+    callout.authorize(request)
+    return request
+
+
+def handle(upcall: Upcall, peer: Peer, settings: Config) -> bytes:
+    """The key payload (PROTOCOL 7) that answers ``upcall``; every error is one, too."""
+    started = time.monotonic()
+    log = Log(settings.log.level, settings.log.file, started=started)
+    log.bind(uid=upcall.uid, target=f"{upcall.obd_name}@0x{upcall.nid:x}", mech="krb5", peer=peer.uid)
+    limit = settings.upcall.timeout
+    try:
+        request = request_of(upcall, peer)
+        answer = service.serve(request, settings, 0, started + limit, f"{limit} s", "[upcall] timeout", log)
+    except LgssError as error:
+        answer = Answer.of_failure(negotiation.Failed.by(error))
+    failure = answer.failure
+    if failure is None:
+        log.event("info", f"established as {answer.initiator}", step="answered", initiator=answer.initiator)
+    else:
+        log.event(
+            "warning",
+            f"uid {upcall.uid}: {failure.reason}{'; ' if failure.hint else ''}{failure.hint}",
+            always=True,
+            error=failure.kind,
+            errno=failure.errno,
+        )
+    return answer.payload

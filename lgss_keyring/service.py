@@ -1,0 +1,87 @@
+"""A request's way through its worker, for whoever carries requests: the upcall's child,
+or lgssd.  Knows no key."""
+
+from __future__ import annotations
+
+import os
+
+from . import channel, config, identity, keys, namespaces, negotiation
+from .channel import lustre
+from .privsep import Answer, Worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .callout import UpcallRequest
+    from .config import Config
+    from .log import Log
+    from .namespaces import Place
+    from .negotiation import Established, Failed
+    from .privsep import Line
+
+
+def serve(
+    request: UpcallRequest,
+    settings: Config,
+    forked: int,
+    deadline: float,
+    limit: str,
+    setting: str,
+    log: Log,
+) -> Answer:
+    """The answer to ``request``, by a worker of its own.
+
+    ``forked`` (clock ticks) bounds the start of the process whose namespaces it may name;
+    ``deadline`` is of time.monotonic(), ``limit`` and ``setting`` name it for people.
+    Raises LgssError for what is wrong before there is a worker.
+    """
+    # Only who asks for himself brings his credentials along: root's session keyring
+    # must not lend its TGT to the user that root asks for, nor a user's to the machine.
+    if request.is_machine or request.requestor_uid != request.uid:
+        keys.unlink_requestor((request.session_keyring, request.thread_keyring, request.process_keyring))
+
+    monitor = os.getpid()
+    carrier = lustre.Carrier(request, settings) if request.key_type == "lgssc" else None
+
+    def work(line: Line) -> Established | Failed:
+        return _work(request, settings, monitor, forked, line)
+
+    def report(level: str, text: str) -> None:
+        log.event(level, f"key {request.key}: {text}", step="negotiation")
+
+    return Worker(work, carrier).wait(deadline, limit, setting, report)
+
+
+def _work(
+    request: UpcallRequest, settings: Config, monitor: int, forked: int, line: Line
+) -> Established | Failed:
+    """The worker's part; nothing before :func:`identity.become` may read what the
+    user controls."""
+    identity.replace_environment(settings.krb5.config, settings.names.canonicalize)
+    # Loaded while still root: the user need not be able to read the installation, and
+    # his mount namespace need not have it.
+    negotiation.preload(request)
+    way = channel.for_request(request, settings, line.carry)
+    gid = request.requestor_gid if request.requestor_uid == request.uid else request.gid
+    gid = identity.primary_group(request.uid, gid)
+    line.group(gid)
+    place = namespaces.find(request, forked)
+    if place is not None and request.is_machine:
+        settings = _container(settings, place)
+    elif not request.is_machine:
+        if place is not None and "net" in place.different:
+            way.connect()
+        identity.become(request.uid, gid, place.enter if place else None)
+        identity.die_with(monitor)
+    where = (
+        f", credentials in {' and '.join(sorted(place.different))} of process {place.pid}" if place else ""
+    )
+    line.report("debug", f"working as uid {os.getuid()}, gid {os.getgid()}{where}")
+    return negotiation.negotiate(request, settings, way, line.report)
+
+
+def _container(settings: Config, place: Place) -> Config:
+    """The settings for a machine credential of a container: its keytab, and nothing of
+    the host's caches, nor of its keytab (CVE-2021-20208)."""
+    path = settings.krb5.keytab.removeprefix("FILE:")
+    values = {**settings.krb5.__dict__, "keytab": f"FILE:/proc/self/fd/{place.open_below(path)}"}
+    return config.Config(**{**settings.__dict__, "krb5": config.ContainerKrb5(**values)})

@@ -1,0 +1,284 @@
+"""The keyring policy: a context for each key, made by an upcall (design 4, 5.1 to 5.8).
+
+How the pieces of the design are done with what user space has:
+
+- *Every process of root, and of a user, shares one key for a target* (5.7), whatever session
+  keyring it is in: the key is linked into the user keyring (@u), and @u is linked into the
+  thread keyring where the request is made.  That is a thread of its own for each request: a
+  thread keyring belongs to its thread, so the caller's keyrings are never touched and
+  nothing has to be restored.  Alternatives: linking @u into the caller's own @t and out
+  again leaves an empty thread keyring behind; a session keyring joined for the time of the
+  request (the design's way) would be seen by all that the process does meanwhile.
+- *A session with credentials of its own* (3.2, NRL) has its own keys: linked into that session
+  keyring only, with its serial in their names.
+- *The caller goes on when the key is instantiated* (5.3), and the same thread then waits for
+  the update, looking with growing pauses, as common kernels do not notify.
+- *request_key(2) itself may hang* (5.4): the caller waits for that thread, for a limited time.
+- *Nothing is unlinked by name* (5.8): keyctl_unlink goes by type and description and may hit a
+  successor.  A key goes by keyctl_invalidate, which goes by serial: it takes all links of
+  that very key along, and frees its name at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+import time
+
+import keyutils
+
+from .. import keyctl, payload
+from ..callout import format_callout
+from ..errors import KeyOperationError, LgssError
+from .context import Context, ContextError, State
+from .policy import Policy
+
+PLACEHOLDER = b"\0"
+USER = keyutils.KEY_SPEC_USER_KEYRING
+SESSION = keyutils.KEY_SPEC_SESSION_KEYRING
+THREAD = keyutils.KEY_SPEC_THREAD_KEYRING
+FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
+
+
+class KeyringPolicy(Policy):
+    """``prefix`` of all descriptions (a request-key rule must match it); seconds:
+    ``request_timeout`` for request_key(2) itself, ``upcall_timeout`` for the answer.
+
+    ``session_cache``: the name of a collection of credentials ("krb5's KEYRING:session:NAME")
+    whose presence in a session keyring gives that session contexts of its own; None: as
+    KRB5CCNAME says.
+    """
+
+    name = "keyring"
+
+    def __init__(
+        self,
+        prefix: str = "lgss:",
+        request_timeout: float = 10.0,
+        upcall_timeout: float = 35.0,
+        session_cache: str | None = None,
+    ) -> None:
+        self._prefix = prefix
+        self._request_timeout = request_timeout
+        self._upcall_timeout = upcall_timeout
+        self._session_cache = _session_cache() if session_cache is None else session_cache
+        self._alive: set[Context] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def alive(self) -> int:
+        """See :class:`.policy.Policy`."""
+        return len(self._alive)
+
+    def domain(self, uid: int) -> int:
+        """See :class:`.policy.Policy`."""
+        if not self._session_cache:
+            return 0
+        try:
+            found = keyutils.search(SESSION, b"_krb_" + self._session_cache.encode(), 0, b"keyring")
+            return keyctl.get_keyring_id(SESSION) if found else 0
+        except (OSError, keyutils.Error):
+            return 0
+
+    def description(self, context: Context) -> str:
+        """The key's name, unique over uid, target, client and connection (5.1)."""
+        target = context.sec.target
+        session = f":s{context.domain:x}" if context.domain else ""
+        return (
+            f"{self._prefix}{context.uid}@{target.obd_name}@{target.nid:x}:{target.client_uuid}"
+            f":{target.connection}:{context.sec.flavor}{session}"
+        )
+
+    def _callout(self, context: Context) -> str:
+        target, flavor = context.sec.target, context.sec.flavor
+        return format_callout(
+            mechanism=flavor.mechanism,
+            uid=context.uid,
+            gid=os.getegid(),
+            flags="" if context.uid else context.sec.root_flags,
+            service_type=flavor.service_type,
+            lustre_service=target.service,
+            target_nid=target.nid,
+            obd_name=target.obd_name,
+            self_nid=target.self_nid,
+            client_uuid=target.client_uuid,
+        )
+
+    # The life of a key.
+
+    def start(self, context: Context) -> None:
+        """See :class:`.policy.Policy`."""
+        with self._lock:
+            self._alive.add(context)
+        # The thread holds the context, too: whatever the others do, it ends in order.
+        context.get()
+        threading.Thread(target=self._upcall, args=(context,), daemon=True).start()
+        if not context.started.wait(self._request_timeout):
+            context.failed(
+                ContextError(
+                    f"request_key(2) did not return within {self._request_timeout:g} s",
+                    errno=errno.ETIMEDOUT,
+                    hint="the handler hangs before it instantiates; see request-key.conf(5) and the log",
+                )
+            )
+        if context.state is State.ERROR and not context.key:
+            assert context.error is not None
+            raise context.error
+
+    def _upcall(self, context: Context) -> None:
+        try:
+            try:
+                self._request(context)
+                self._await(context)
+            except LgssError as error:
+                context.failed(error)
+            except BaseException as error:
+                context.failed(LgssError(f"{type(error).__name__}: {error}"))
+            if context.key and context.state is State.ERROR:
+                self._out_of_the_way(context)
+        finally:
+            context.put()
+
+    def _request(self, context: Context) -> None:
+        """request_key(2), from this thread; raises KeyOperationError."""
+        ring = SESSION if context.domain else USER
+        if not context.domain:
+            keyutils.link(USER, THREAD)
+        context.keyrings = (keyctl.get_keyring_id(ring, create=True),)
+        name, callout = self.description(context).encode(), self._callout(context).encode()
+        try:
+            try:
+                key = keyctl.request_key(b"user", name, callout, ring)
+            except OSError as error:
+                # A revoked key that is still linked blocks its name (PROTOCOL 10).
+                if error.errno != errno.EKEYREVOKED or not _unlink_revoked(name, context.keyrings[0]):
+                    raise
+                key = keyctl.request_key(b"user", name, callout, ring)
+        except OSError as error:
+            number = error.errno or errno.EIO
+            raise KeyOperationError(
+                f"no key {name.decode()}: {os.strerror(number)}",
+                errno=number,
+                kind="request",
+                hint="the log of lgss_keyring has the cause; ENOKEY: no request-key rule matches",
+            ) from error
+        context.key = key
+        if context.state is State.NEW:
+            context.started.set()
+
+    def _await(self, context: Context) -> None:
+        """Look until the key has its answer; raises LgssError."""
+        end = time.monotonic() + self._upcall_timeout
+        pause = FIRST_PAUSE
+        while context.state is State.NEW:
+            try:
+                data = keyutils.read_key(context.key)
+            except keyutils.Error as error:
+                raise ContextError(
+                    f"key {context.key} ended before its answer: {os.strerror(int(error.args[0]))}",
+                    errno=int(error.args[0]),
+                ) from error
+            if data != PLACEHOLDER:
+                _take(context, data)
+                return
+            if time.monotonic() > end:
+                raise ContextError(
+                    f"no answer in key {context.key} within {self._upcall_timeout:g} s",
+                    errno=errno.ETIMEDOUT,
+                    hint="the upcall was killed, or is stuck: see the log of lgss_keyring",
+                )
+            time.sleep(pause)
+            pause = min(pause * 1.5, LONGEST_PAUSE)
+        # Somebody ended the context meanwhile: its key must not stay.
+        self._invalidate(context)
+
+    def check(self, context: Context) -> int:
+        """See :class:`.policy.Policy`; one system call."""
+        try:
+            keyutils.describe_key(context.key)
+        except keyutils.Error as error:
+            return int(error.args[0])
+        return 0
+
+    def destroy(self, context: Context) -> None:
+        """See :class:`.policy.Policy`: the key goes with its context (5.1)."""
+        with self._lock:
+            self._alive.discard(context)
+        if context.key and not context.reverse and context.state is not State.ERROR:
+            self._out_of_the_way(context)
+
+    def _out_of_the_way(self, context: Context) -> None:
+        error = context.error
+        if error is not None and error.kind == "upcall":
+            # The upcall's own answer is for all who wait for this key, and goes by itself.
+            return
+        thread = threading.Thread(target=self._invalidate, args=(context, True), daemon=True)
+        thread.start()
+        thread.join()
+
+    def _invalidate(self, context: Context, link: bool = False) -> None:
+        """Invalidate the key by its serial; in a thread that may, which has @u in reach."""
+        try:
+            if link and not context.domain:
+                keyutils.link(USER, THREAD)
+            keyctl.invalidate(context.key)
+        except (OSError, keyutils.Error):
+            pass  # it has gone by itself: expired, invalidated by another process
+
+    def display(self, context: Context) -> str:
+        """See :class:`.policy.Policy`."""
+        if not context.key:
+            return "no key"
+        try:
+            told = keyutils.describe_key(context.key).decode("ascii", "replace")
+        except keyutils.Error as error:
+            told = os.strerror(int(error.args[0]))
+        rings = ", ".join(str(ring) for ring in context.keyrings)
+        return f"key {context.key} ({told}) in keyring {rings}"
+
+
+def _take(context: Context, data: bytes) -> None:
+    answer = payload.unpack(data)
+    if isinstance(answer, payload.ContextPayload):
+        context.established(answer)
+        return
+    raise ContextError(
+        f"the upcall for uid {context.uid} failed: {os.strerror(answer.rpc_error)}",
+        errno=answer.rpc_error,
+        major=answer.gss_major,
+        kind="upcall",
+        hint="the log of lgss_keyring has the cause",
+    )
+
+
+def _session_cache() -> str:
+    """NAME of KRB5CCNAME=KEYRING:session:NAME, or empty."""
+    kind, _, rest = os.environ.get("KRB5CCNAME", "").partition(":")
+    anchor, _, collection = rest.partition(":")
+    return collection.partition(":")[0] if (kind, anchor) == ("KEYRING", "session") else ""
+
+
+def _unlink_revoked(name: bytes, ring: int) -> bool:
+    """Unlink the revoked key called ``name`` from ``ring``; whether there was one.
+
+    As long as it is there no successor of that name can be, so this cannot hit one.
+    """
+    with open("/proc/keys", "rb") as listed:
+        for line in listed:
+            words = line.split(None, 8)
+            if len(words) == 9 and b"R" in words[1] and words[8].startswith(name + b":"):
+                serial = int(words[0], 16)
+                try:
+                    if serial in _members(ring):
+                        keyutils.unlink(serial, ring)
+                        return True
+                except keyutils.Error:
+                    pass
+    return False
+
+
+def _members(ring: int) -> list[int]:
+    data = keyutils.read_key(ring)
+    return [int.from_bytes(data[at : at + 4], sys.byteorder) for at in range(0, len(data), 4)]

@@ -1,0 +1,81 @@
+"""Policies: where contexts come from.  One registry, one interface, two members."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+from abc import ABC, abstractmethod
+
+from ..errors import LgssError
+from . import flavor as flavors
+from .context import Context
+from .flavor import Flavor
+from .sec import SecurityObject, Target
+
+POLICIES = {"keyring": "KeyringPolicy", "pipe": "PipePolicy"}
+ENVIRONMENT = "LGSS_POLICY"
+
+
+class Policy(ABC):
+    """Safe between threads; a context manager that closes."""
+
+    name: str
+
+    def create_sec(self, target: Target, flavor: Flavor | str, *, root_flags: str = "r") -> SecurityObject:
+        """The security object of a new import.  Contexts of uid 0 are asked for with
+        ``root_flags`` (PROTOCOL 2, field 4); empty: as an ordinary user's."""
+        parsed = flavors.parse(flavor) if isinstance(flavor, str) else flavor
+        return SecurityObject(self, target, parsed, root_flags)
+
+    @abstractmethod
+    def start(self, context: Context) -> None:
+        """Ask for ``context``; returns when the request stands, raises LgssError when it
+        cannot.  Later calls ``context.established`` or ``context.failed``, once."""
+
+    @abstractmethod
+    def check(self, context: Context) -> int:
+        """0 while what stands behind ``context`` is good, else an errno."""
+
+    @abstractmethod
+    def destroy(self, context: Context) -> None:
+        """``context`` has lost its last reference."""
+
+    @abstractmethod
+    def display(self, context: Context) -> str:
+        """What stands behind ``context``, in words."""
+
+    def domain(self, uid: int) -> int:
+        """The serial of the calling process's session keyring if that has credentials of
+        its own, which no other session may share; else 0."""
+        return 0
+
+    @property
+    @abstractmethod
+    def alive(self) -> int:
+        """How many contexts exist, for tests of leaks."""
+
+    def close(self) -> None:  # noqa: B027 (not every policy holds something)
+        """Give up what is held for all security objects."""
+
+    def __enter__(self) -> Policy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def create(name: str | None = None, config: str = "", **options: object) -> Policy:
+    """The policy called ``name``; else the one that the environment variable LGSS_POLICY
+    names, else ``config`` (``[sptlrpc] policy``), else keyring.
+
+    ``options`` are the policy's own.  Raises LgssError for a name that is none.
+    """
+    chosen = name or os.environ.get(ENVIRONMENT) or config or "keyring"
+    if chosen not in POLICIES:
+        raise LgssError(
+            f"policy {chosen[:40]!a} is none of {', '.join(POLICIES)}", errno=errno.EINVAL, kind="policy"
+        )
+    module = importlib.import_module(f"{__package__}.{chosen}")
+    policy: Policy = getattr(module, POLICIES[chosen])(**options)
+    return policy

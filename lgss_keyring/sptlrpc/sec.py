@@ -1,0 +1,232 @@
+"""The security object of one import (design 5.2.1): its contexts, and what they protect.
+
+An import is a client's side of one target.  All contexts are linked here, so that they can
+be gone through: a keyring cannot be.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+
+from .._record import Record
+from ..errors import LgssError
+from .buffers import Buffer
+from .context import Context, State
+from .flavor import Flavor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .policy import Policy
+    from .session import Session
+
+ALL = -1
+"""The uid that stands for every user's contexts."""
+REVERSE_GRACE = 30.0
+"""Seconds that a reverse context lives on after a newer one has come."""
+
+
+class Target(Record):
+    """Whom contexts are negotiated with; fields as in callout info (PROTOCOL 2).
+
+    ``connection`` counts the connections made to it: with each, keys are other keys.
+    """
+
+    nid: int
+    service: int
+    obd_name: str
+    self_nid: int = 0
+    client_uuid: str = "client"
+    connection: int = 0
+
+
+class SecurityObject:
+    """Made by :meth:`.policy.Policy.create_sec`; a context manager that destroys."""
+
+    def __init__(self, policy: Policy, target: Target, flavor: Flavor, root_flags: str) -> None:
+        self.policy = policy
+        self.target = target
+        self.flavor = flavor
+        self.root_flags = root_flags
+        self.contexts: dict[tuple[int, int], Context] = {}
+        """The cached ones, by uid and domain."""
+        self._reverse: list[Context] = []
+        self._lock = threading.Lock()
+        self._destroyed = False
+
+    def __enter__(self) -> SecurityObject:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.destroy_sec()
+
+    def destroy_sec(self) -> None:
+        """End all contexts, and let none be made any more."""
+        self._destroyed = True
+        self.flush_ctx_cache(ALL, force=True)
+        with self._lock:
+            reverse, self._reverse = self._reverse, []
+        for context in reverse:
+            context.die()
+            context.put()
+
+    # Contexts.
+
+    def lookup_ctx(self, uid: int | None = None) -> Context:
+        """The context of ``uid`` (default: this process's effective one), with a reference
+        for the caller, who releases it.
+
+        Returns as soon as its key is instantiated: the context may be *new* still, and
+        :meth:`.context.Context.refresh` waits for the rest.  Raises LgssError: no rule, a
+        refusal by the handler, or ETIMEDOUT of request_key(2) itself.
+        """
+        uid = os.geteuid() if uid is None else uid
+        domain = self.policy.domain(uid)
+        name = (uid, domain)
+        while True:
+            fresh = False
+            with self._lock:
+                context = self.contexts.get(name)
+                if context is None:
+                    if self._destroyed:
+                        raise LgssError(
+                            "the security object is destroyed", errno=errno.ESHUTDOWN, kind="context"
+                        )
+                    context = self.contexts[name] = Context(self, uid, domain).get()
+                    context.cached = fresh = True
+                context.get()
+            if fresh:
+                try:
+                    self.policy.start(context)
+                except BaseException:
+                    context.put()
+                    raise
+                return context
+            if context.validate():
+                context.started.wait()
+                if context.state is not State.ERROR:
+                    return context
+                error = context.error
+                context.put()
+                assert error is not None
+                raise error
+            context.put()
+
+    def release_ctx(self, context: Context) -> None:
+        """Give a reference of :meth:`lookup_ctx` back; the last one destroys."""
+        context.put()
+
+    def uncache(self, context: Context) -> None:
+        """Let no look-up find ``context`` any more, and drop the cache's reference."""
+        with self._lock:
+            if not context.cached:
+                return
+            context.cached = False
+            if self.contexts.get((context.uid, context.domain)) is context:
+                del self.contexts[context.uid, context.domain]
+        context.put()
+
+    def flush_ctx_cache(self, uid: int = ALL, grace: float = 0, force: bool = False) -> int:
+        """End the contexts of ``uid``, or all.  Those in use live on for ``grace`` seconds;
+        without ``grace`` they are left alone unless ``force``.  Gives how many went."""
+        with self._lock:
+            found = [c.get() for c in self.contexts.values() if uid in (ALL, c.uid)]
+        flushed = 0
+        for context in found:
+            # Ours and the cache's are two.
+            if context.references <= 2 or force:
+                context.die()
+                flushed += 1
+            elif grace:
+                context.die(grace)
+                flushed += 1
+            context.put()
+        return flushed
+
+    def gc(self) -> int:
+        """Drop what is dead: expired contexts, expired or revoked keys, old reverse
+        contexts.  Gives how many."""
+        with self._lock:
+            found = [c.get() for c in self.contexts.values()]
+        dead = sum(not context.validate() for context in found)
+        for context in found:
+            context.put()
+        now = time.time()
+        with self._lock:
+            old = [c for c in self._reverse if c.endtime <= now]
+            self._reverse = [c for c in self._reverse if c.endtime > now]
+        for context in old:
+            context.die()
+            context.put()
+        return dead + len(old)
+
+    def install_rctx(self, server: Session, handle: bytes, endtime: int) -> Context:
+        """A reverse context, for calls to the client of a server's context ``server``.
+
+        It is bound to no key.  Those installed before live for :data:`REVERSE_GRACE`
+        seconds more.  The caller has a reference.
+        """
+        context = Context(self, ALL, reverse=True)
+        context.session = server.reversed()
+        context.handle = handle
+        context.endtime = endtime
+        context.state = State.UP_TO_DATE
+        context._wake()
+        soon = int(time.time() + REVERSE_GRACE)
+        with self._lock:
+            for older in self._reverse:
+                older.endtime = min(older.endtime, soon)
+            self._reverse.append(context.get())
+        self.gc()
+        return context.get()
+
+    def reverse_ctx(self) -> Context | None:
+        """The newest reverse context, with a reference for the caller."""
+        with self._lock:
+            return self._reverse[-1].get() if self._reverse else None
+
+    def display(self) -> str:
+        """Lines for people: this object and each of its contexts."""
+        target = self.target
+        lines = [
+            f"{self.policy.name} {self.flavor} to {target.obd_name}@0x{target.nid:x}, "
+            f"connection {target.connection}"
+        ]
+        with self._lock:
+            all_of_them = [*self.contexts.values(), *self._reverse]
+        return "\n".join([*lines, *(f"  {context.display()}" for context in all_of_them)])
+
+    # Buffers.
+
+    def alloc_reqbuf(self, size: int, context: Context) -> Buffer:
+        """A buffer for a request of ``size`` bytes and the token that ``context`` adds, or,
+        where it seals, for what it becomes."""
+        return self._buffer(size, context)
+
+    def alloc_repbuf(self, size: int, context: Context) -> Buffer:
+        """A buffer for a reply of at most ``size`` bytes with its token."""
+        return self._buffer(size, context)
+
+    def _buffer(self, size: int, context: Context) -> Buffer:
+        session = context.session
+        if session is None:
+            room = 0
+        elif self.flavor.seals and session.context is not None:
+            room = session.sealed_size(size) - size
+        else:
+            room = session.token_size()
+        return Buffer(size, room)
+
+    def enlarge_reqbuf(self, buffer: Buffer, size: int) -> None:
+        """Let ``buffer`` hold a request of ``size`` bytes, what is there kept."""
+        buffer.enlarge(size)
+
+    def free_reqbuf(self, buffer: Buffer) -> None:
+        """Give a request's buffer back."""
+        buffer.free()
+
+    def free_repbuf(self, buffer: Buffer) -> None:
+        """Give a reply's buffer back."""
+        buffer.free()
