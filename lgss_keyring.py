@@ -55,7 +55,8 @@ def main(words: list[str]) -> int:
                 serve(key, options, words)
             os._exit(0)
         if user:
-            keyctl.set_timeout(key, timeout)
+            # One more: the kernel counts whole seconds, and our answer must come before.
+            keyctl.set_timeout(key, timeout + 1)
             # The link makes the child the key's possessor, whoever it becomes.
             own = keyctl.get_keyring_id(keyctl.KEY_SPEC_SESSION_KEYRING)
             keyctl.instantiate(key, b"\0", own)

@@ -11,7 +11,7 @@ sys.path.append(os.path.dirname(os.path.realpath(__file__)))
 
 from lgss_keyring import keyctl
 
-key = int(sys.argv[2])
+key = int(sys.argv[sys.argv.index("create") + 1])
 keyctl.assume_authority(key)
 keyctl.instantiate(key, b"\0", 0)
 os._exit(0)

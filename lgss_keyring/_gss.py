@@ -50,7 +50,7 @@ class Cause(Record):
 _BASE = -1765328384
 _KDC_HINT = "check that the realm's KDC runs and is reachable from here, and [realms] in krb5.conf"
 _KEYTAB_HINT = "compare `klist -ke` of the keytab with the principal's key version and enctypes in the KDC"
-_TICKET_HINT = "the user has to run kinit, with a cache where this host's krb5.conf has the default one"
+TICKET_HINT = "the user has to run kinit, with a cache where this host's krb5.conf has the default one"
 CAUSES = {
     _BASE + 1: Cause(errno.EKEYEXPIRED, "client-expired", "its time is over: kadmin modprinc -expire"),
     _BASE + 6: Cause(errno.ENOKEY, "client-unknown", "create the principal, or correct the keytab"),
@@ -64,17 +64,17 @@ CAUSES = {
     _BASE + 23: Cause(errno.EKEYEXPIRED, "password-expired", "the principal's password or key has expired"),
     _BASE + 24: Cause(errno.EKEYREJECTED, "wrong-key", _KEYTAB_HINT),
     _BASE + 31: Cause(errno.EKEYREJECTED, "wrong-key", _KEYTAB_HINT),
-    _BASE + 32: Cause(errno.EKEYEXPIRED, "ticket-expired", _TICKET_HINT),
+    _BASE + 32: Cause(errno.EKEYEXPIRED, "ticket-expired", TICKET_HINT),
     _BASE + 37: Cause(
         errno.EKEYREJECTED, "clock-skew", "synchronise the clocks of this host, KDC and server"
     ),
     _BASE + 44: Cause(errno.EKEYREJECTED, "wrong-key", _KEYTAB_HINT),
     _BASE + 45: Cause(errno.EKEYREJECTED, "wrong-key", _KEYTAB_HINT),
-    _BASE + 141: Cause(errno.ENOKEY, "no-ticket", _TICKET_HINT),
+    _BASE + 141: Cause(errno.ENOKEY, "no-ticket", TICKET_HINT),
     _BASE + 154: Cause(errno.EHOSTUNREACH, "kdc-unreachable", _KDC_HINT),
     _BASE + 156: Cause(errno.EHOSTUNREACH, "kdc-unreachable", _KDC_HINT),
     _BASE + 181: Cause(errno.ENOKEY, "not-in-keytab", "add the principal to the keytab (kadmin: ktadd)"),
-    _BASE + 195: Cause(errno.ENOKEY, "no-ticket", _TICKET_HINT),
+    _BASE + 195: Cause(errno.ENOKEY, "no-ticket", TICKET_HINT),
     _BASE + 220: Cause(errno.EHOSTUNREACH, "kdc-unreachable", _KDC_HINT),
 }
 
@@ -101,7 +101,7 @@ def explain(error: GSSError, doing: str, family: type[LgssError]) -> LgssError:
     if cause is None and routine == GSS_S_CREDENTIALS_EXPIRED:
         cause = CAUSES[_BASE + 32]
     if cause is None and routine == GSS_S_NO_CRED:
-        cause = Cause(errno.ENOKEY, "no-credential", _TICKET_HINT)
+        cause = Cause(errno.ENOKEY, "no-credential", TICKET_HINT)
     if cause is None:
         return family(f"{doing}: {'; '.join(texts)}", major=error.maj_code)
     return family(

@@ -5,11 +5,13 @@ The types below are libkrb5's; a *context* belongs to one thread of one process.
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 
 from . import _gss, _lean, keyctl, keys
 from ._record import Record
-from .errors import LgssError
+from .errors import CredentialError, LgssError
 
 _lean.load(
     "krb5", ("_context", "_exceptions", "_principal", "_creds", "_creds_opt", "_ccache", "_cccol", "_kt")
@@ -51,6 +53,7 @@ __all__ = [
     "init_context",
     "into_memory",
     "kt_resolve",
+    "own_cache",
     "parse_name_flags",
     "store_in",
     "tgt_of",
@@ -133,6 +136,50 @@ def exists(name: bytes, uid: int) -> bool:
             return any(wanted in line for line in listed)
     ring = _ANCHORS.get(anchor)
     return ring is not None and bool(keys.search(ring, "keyring", b"_krb_" + collection))
+
+
+class own_cache:
+    """The name by which the cache ``name`` can be opened as that of ``uid`` and nobody else's.
+
+    The default one is in /tmp, where anybody may put a FIFO that libkrb5 would wait in, or a
+    cache of his own making.  A FILE cache is opened here, without following a link and
+    without waiting, and is used by its descriptor; a DIR cache's folder must be that
+    user's; all other types are nobody else's to make.  Raises CredentialError with kind
+    no-ticket where there is none, or one that is not taken.
+    """
+
+    def __init__(self, name: bytes, uid: int) -> None:
+        self._name, self._uid = name, uid
+        self._descriptor = -1
+
+    def __enter__(self) -> bytes:
+        name = self._name
+        kind, colon, path = name.partition(b":")
+        if not colon or name.startswith(b"/"):
+            kind, path = b"FILE", name
+        if kind not in (b"FILE", b"WRFILE", b"DIR"):
+            return name
+        shown = path.decode("utf-8", "replace")
+        try:
+            if kind == b"DIR":
+                folder = path if not path.startswith(b":") else os.path.dirname(path[1:])
+                if os.stat(folder).st_uid != self._uid:
+                    raise CredentialError(f"cache {shown} is another user's", kind="no-ticket")
+                return name
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            self._descriptor = os.open(path, flags)
+            status = os.fstat(self._descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != self._uid:
+                self.__exit__()
+                raise CredentialError(f"cache {shown} is another user's, or no file", kind="no-ticket")
+        except OSError as error:
+            raise CredentialError(f"cache {shown}: {error.strerror}", kind="no-ticket") from error
+        return b"FILE:/proc/self/fd/%d" % self._descriptor
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 _ANCHORS = {b"thread": -1, b"process": -2, b"session": -3, b"user": -4}

@@ -66,6 +66,8 @@ def become(uid: int, gid: int, enter: Callable[[], None] | None = None) -> None:
     anything of root is left afterwards, whatever the reason (securebits, a security
     module): the caller must end the process then.
     """
+    if enter is not None and uid == 0:
+        raise LgssError("root enters no namespace: it could not drop anything there", errno=errno.EPERM)
     # Opened here and not where it is read: that may be in the user's mount namespace,
     # whose /proc is whatever the user put there.
     status = os.open("/proc/self/status", os.O_RDONLY)

@@ -56,12 +56,16 @@ class Place:
     """Another process's namespaces: ``different`` is the set of those that are not ours."""
 
     def __init__(self, pid: int) -> None:
-        """Take hold of ``pid``; raises RefusedError if there is no such process."""
+        """Take hold of ``pid``, which may be a thread's (the kernel's idea of a pid) and
+        stands for that thread's process then; raises RefusedError if there is none."""
         self.pid = pid
         try:
+            with open(f"/proc/{pid}/status", "rb") as status:
+                (line,) = (line for line in status if line.startswith(b"Tgid:"))
+            self.pid = pid = int(line.split()[1])
             self._pidfd = os.pidfd_open(pid)
             self._proc = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise self._refused("there is no such process any more") from error
         self.different = {kind for kind in KINDS if not self._shared(kind)}
 
@@ -116,6 +120,12 @@ class Place:
         self.check_alive()
         if not shared:
             raise self._refused("it lives in another user namespace, which has no machine", errno.EACCES)
+
+    def check_ours(self) -> None:
+        """Raise RefusedError if there is anything to enter: root has nothing to drop after
+        it, and would read the krb5.conf there, with all that this can load, as itself."""
+        if self.different:
+            raise self._refused("root's own credentials are looked for in our namespaces only", errno.EACCES)
 
     def check_alive(self) -> None:
         """Raise RefusedError if the process has ended."""
@@ -179,6 +189,8 @@ def find(request: UpcallRequest, forked: int) -> Place | None:
     place = Place(request.pid)
     if not request.is_machine:
         place.check_owner(request.uid, forked)
+        if request.uid == 0:
+            place.check_ours()
     elif "mnt" in place.different:
         place.check_initial()
     else:

@@ -93,7 +93,8 @@ def negotiate(
         except ChannelError as error:
             # Once more and from the start, with a new authenticator: the old one
             # may be in the acceptor's replay cache.
-            if error.errno != errno.ETIMEDOUT and error.kind != "start-again":
+            again = error.errno == errno.ETIMEDOUT or error.kind == "start-again"
+            if channel.once or not again:
                 raise
             report("warning", f"{error.reason}; trying once more")
             return _attempt(request, config, channel, service, report)

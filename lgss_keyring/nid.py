@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import errno
 import os
+import signal
 import socket
 
 from ._record import Record
@@ -221,13 +222,20 @@ def _by_program(nid: Nid, names: Names, hint: str) -> str:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=dict(os.environ),
+            # Unbuffered, so that no lock of a reader who is left behind is waited for; a
+            # session, so that all of it can be ended.
+            bufsize=0,
+            start_new_session=True,
         ) as process:
             try:
                 assert process.stdout is not None
                 stream = process.stdout
                 text = _bounded(lambda: stream.readline(1000).decode("ascii"), f"NID {nid}", names)
             finally:
-                process.kill()
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
     except (OSError, ValueError) as error:
         raise ResolutionError(f"{failed}: {error}", kind="no-host-name", hint=hint) from error
     name = text.strip()

@@ -49,6 +49,7 @@ from .negotiation import Established, Failed
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from .channel.lustre import Carrier
     from .log import Report
@@ -62,6 +63,9 @@ STEP_LIMIT = 64
 TOKENS_LIMIT = 24
 # Between the end of a process's socket and of the process.
 DYING_SECONDS = 0.2
+# What the alarm gives the ordinary ways of noticing the deadline.
+ALARM_MARGIN = 0.5
+SO_PASSRIGHTS = 83
 _LEVELS = {b"d": "debug", b"i": "info", b"w": "warning"}
 _ESTABLISHED = struct.Struct("=cIH")
 _FAILED = struct.Struct("=cII")
@@ -205,6 +209,55 @@ class Line:
         self._socket.send(pack_outcome(outcome))
 
 
+def refuse_descriptors(end: socket.socket) -> None:
+    """Let nobody send descriptors to ``end``, where the kernel can (6.16): dropping one may
+    wait, for a socket's SO_LINGER say, in whoever receives it."""
+    try:
+        end.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+    except OSError:
+        pass  # there is the alarm
+
+
+class _Alarm:
+    """Interrupts whatever the main thread waits in, by LimitError, where no other way of
+    noticing the deadline has worked: a system call that a hostile peer has prolonged.
+
+    Puts the handler and the timer back that were there before.
+    """
+
+    def __init__(self) -> None:
+        self._before: Any = None
+
+    def __enter__(self) -> _Alarm:
+        try:
+            self._before = (
+                signal.signal(signal.SIGALRM, self._ring),
+                signal.getitimer(signal.ITIMER_REAL)[0],
+            )
+        except ValueError:
+            pass  # no main thread: a test's
+        return self
+
+    @staticmethod
+    def _ring(*_: object) -> None:
+        raise LimitError(
+            "the worker held its monitor up beyond the deadline",
+            hint="a user tampers with his worker: his key has this answer all the same",
+        )
+
+    def at(self, deadline: float) -> None:
+        """Ring then, by time.monotonic()."""
+        if self._before is not None:
+            signal.setitimer(signal.ITIMER_REAL, max(deadline - time.monotonic(), 0.001), 0.1)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            handler, left = self._before
+            signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_REAL, left)
+
+
 class Worker:
     """A forked worker and our end of its socketpair.
 
@@ -216,8 +269,10 @@ class Worker:
     def __init__(self, work: Callable[[Line], Established | Failed], carrier: Carrier | None = None) -> None:
         self._carrier = carrier
         self._carried = 0
+        self._spent = 0.0
         self._gid: int | None = None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        refuse_descriptors(ours)
         monitor = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
@@ -239,22 +294,27 @@ class Worker:
         and been waited for when this returns.
         """
         try:
-            return self._listen(deadline, limit, setting, report)
+            with _Alarm() as self._alarm:
+                try:
+                    return self._listen(deadline, limit, setting, report)
+                finally:
+                    # Closing our end may drop descriptors that the worker has sent.
+                    self._alarm.at(time.monotonic() + DYING_SECONDS)
+                    self._end()
         except LgssError as error:
             return Answer.of_failure(Failed.by(error))
-        finally:
-            self._end()
 
     def _listen(self, deadline: float, limit: str, setting: str, report: Report) -> Answer:
         steps = 0
         while steps <= STEP_LIMIT:
+            self._alarm.at(deadline + ALARM_MARGIN)
             if not self._ready(deadline):
                 raise LimitError(
                     f"no answer within {limit}; last step: {self._phase or 'none'}",
                     hint="a KDC or name service that does not answer is the usual cause; "
                     f"{setting} sets this limit",
                 )
-            message = self._socket.recv(TOKEN_LIMIT + 2)
+            message = self._receive(TOKEN_LIMIT + 2)
             if not message:
                 raise self._died()
             said = unpack(message)
@@ -273,6 +333,12 @@ class Worker:
                 report(*said)
         raise ProtocolError(f"more than {STEP_LIMIT} steps from the worker")
 
+    def _receive(self, length: int, flags: int = 0) -> bytes:
+        try:
+            return self._socket.recv(length, flags)
+        except ConnectionResetError:
+            return b""  # it has ended with an answer of ours unread
+
     def _ready(self, deadline: float, other: int = -1) -> bool:
         """Whether the worker, or ``other``, has something to read before the deadline."""
         # poll, not select: an lgssd may have more than 1024 descriptors.
@@ -289,18 +355,21 @@ class Worker:
             raise ProtocolError("a token where none was due from the worker")
         self._carried += 1
         started = time.monotonic()
+        # Two tries are what a negotiation makes; more must not add up to hours.
+        allowed = min(carrier.timeout, 2 * carrier.timeout - self._spent)
+        self._alarm.at(started + allowed + ALARM_MARGIN)
         done = carrier.start(gid, token)
         try:
-            if not self._ready(started + carrier.timeout, done):
+            if not self._ready(started + allowed, done):
                 raise LimitError(
-                    f"a write to init_channel did not return within {carrier.timeout:g} s",
+                    f"a write to init_channel did not return within {allowed:g} s",
                     hint="the server or the mount is stuck; [lustre] reply_timeout sets this limit",
                 )
             poll = select.poll()
             poll.register(done, select.POLLIN)
             if not poll.poll(0):
                 # While it waits for this answer a worker has nothing to say.
-                if not self._socket.recv(1, socket.MSG_PEEK):
+                if not self._receive(1, socket.MSG_PEEK):
                     raise self._died()
                 raise ProtocolError("a message where none was due from the worker")
         finally:
@@ -315,7 +384,9 @@ class Worker:
             self._socket.send(answer, socket.MSG_DONTWAIT)
         except OSError as error:
             raise ProtocolError(f"the worker does not take its answer: {error.strerror}") from error
-        return time.monotonic() - started
+        took = time.monotonic() - started
+        self._spent += took
+        return took
 
     def _died(self) -> LgssError:
         # Nothing was read: that is the end of the worker, or an empty message, or the end
@@ -337,12 +408,19 @@ class Worker:
         )
 
     def _end(self) -> None:
-        self._socket.close()
+        try:
+            self._socket.close()
+        except LgssError:
+            pass  # the alarm's
         if self.pid:
             try:
                 os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
-            except (ProcessLookupError, ChildProcessError):
+                # Not for ever: one that waits in the kernel for a file system (FUSE, a dead
+                # server) does not end by a signal. Init takes it when we are gone.
+                end = time.monotonic() + DYING_SECONDS
+                while os.waitpid(self.pid, os.WNOHANG)[0] == 0 and time.monotonic() < end:
+                    time.sleep(0.001)
+            except (ProcessLookupError, ChildProcessError, LgssError):
                 pass
             self.pid = 0
 
@@ -350,7 +428,7 @@ class Worker:
 def _serve(theirs: socket.socket, work: Callable[[Line], Established | Failed]) -> None:
     line = Line(theirs)
     try:
-        outcome = work(line)
+        line.outcome(work(line))
     except Exception as error:
-        outcome = Failed.by(error)
-    line.outcome(outcome)
+        # Also an outcome that does not fit a message.
+        line.outcome(Failed.by(error))

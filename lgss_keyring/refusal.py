@@ -38,6 +38,7 @@ OPTIONS = ("-R", "--realm", "--config", "--timeout")
 # requestor has looked (seen: 1 of 100 got ENOKEY instead of our error).
 REJECTED_LIFE = 2
 FAILURE_LIFE = 2
+PATIENCE = 5.0
 
 
 def refuse(arguments: Sequence[str], error: Exception) -> int:
@@ -93,9 +94,22 @@ def last_resort(key: int, error: BaseException) -> None:
     """Answer the key when the package itself cannot be loaded, with ELIBACC."""
     # PROTOCOL 7's failure payload: u32 0, s32 -errno, u32 no GSS status.
     failure = bytes(4) + (-errno.ELIBACC).to_bytes(4, sys.byteorder, signed=True) + bytes(4)
+    import time
+
+    end = time.monotonic() + PATIENCE
     try:
-        keyctl.update(key, failure)
+        while True:
+            try:
+                keyctl.update(key, failure)
+                break
+            except OSError as refused:
+                # The kernel has not bound its context to the key yet (PROTOCOL 7).
+                if refused.errno != errno.EAGAIN or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
         keyctl.set_timeout(key, FAILURE_LIFE)
+    except OSError:
+        pass  # nobody waits for this key; the line below tells what happened
     finally:
         import syslog
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     class Channel(Protocol):
         """One way to one acceptor."""
 
+        once: bool
+        """Whether a negotiation cannot be tried again: the connection was made where we
+        are no more."""
+
         def exchange(self, token: bytes, handle: bytes) -> Reply:
             """Carry one token there (``handle`` empty for the first) and its answer
             back.  Raises ChannelError; with ETIMEDOUT or of kind "start-again" a

@@ -104,6 +104,7 @@ class RpcsecGssChannel:
         self._reply_timeout = reply_timeout
         self._socket: socket.socket | None = None
         self._deadline = 0.0
+        self.once = False
 
     @property
     def peer(self) -> str:
@@ -113,6 +114,7 @@ class RpcsecGssChannel:
     def connect(self) -> None:
         """See :class:`lgss_keyring.channel.Channel`."""
         self._connect()
+        self.once = True
 
     def close(self) -> None:
         """Close the connection, if there is one."""

@@ -60,7 +60,19 @@ def acquire(request: UpcallRequest, config: Config, report: Report) -> Credentia
     if not isinstance(krb5, ContainerKrb5):
         found = _from_cache(context, krb5.ccache.encode(), fits, report)
         if found is not None:
-            return Credential(_handle(_krb5.into_memory(context, found)))
+
+            def without() -> _gss.creds.Creds:
+                report(
+                    "warning", f"the KDC does not take the cached ticket of {found.client}: using the keytab"
+                )
+                return _by_keytab(context, config, fits, report).handle
+
+            return Credential(_handle(_krb5.into_memory(context, found)), without)
+    return _by_keytab(context, config, fits, report)
+
+
+def _by_keytab(context: _krb5.Context, config: Config, fits: Fit, report: Report) -> Credential:
+    krb5 = config.krb5
     keytab, principal = _keytab_entry(context, krb5.keytab, fits)
     if isinstance(krb5, ContainerKrb5):
         return Credential(_handle(_krb5.into_memory(context, _ask_kdc(context, keytab, principal, report))))
@@ -74,9 +86,8 @@ def acquire(request: UpcallRequest, config: Config, report: Report) -> Credentia
         return Credential(_handle(_krb5.into_memory(context, private.renew(context, ask, report))))
 
     def anew() -> _gss.creds.Creds:
-        report("warning", f"the KDC does not take the cached ticket of {principal}: getting a new one")
-        private.forget()
-        return _handle(_krb5.into_memory(context, private.renew(context, ask, report)))
+        report("warning", f"the KDC does not take {principal}'s cached ticket: getting a new one")
+        return _handle(_krb5.into_memory(context, private.renew(context, ask, report, stale=tgt)))
 
     report("debug", f"a ticket of {principal} is in {private.path}")
     return Credential(_handle(_krb5.into_memory(context, tgt)), anew)
@@ -153,8 +164,12 @@ def _from_cache(context: _krb5.Context, name: bytes, fits: Fit, report: Report) 
         name = name or _krb5.cc_default_name(context) or b""
         if not _krb5.exists(name, os.getuid()):
             return None
-        tgt = _krb5.tgt_of(context, _krb5.cc_resolve(context, name))
+        with _krb5.own_cache(name, os.getuid()) as safe:
+            tgt = _krb5.tgt_of(context, _krb5.cc_resolve(context, safe))
     except _krb5.Krb5Error:
+        return None
+    except LgssError as error:
+        report("debug", error.reason)
         return None
     if tgt is None or not tgt.good():
         return None
@@ -225,8 +240,15 @@ class PrivateCache:
             return None
         return tgt.creds if tgt is not None and tgt.good() else None
 
-    def renew(self, context: _krb5.Context, ask: Callable[[], _krb5.Creds], report: Report) -> _krb5.Creds:
-        """The TGT that somebody else has put there meanwhile, or by ``ask``, then put there."""
+    def renew(
+        self,
+        context: _krb5.Context,
+        ask: Callable[[], _krb5.Creds],
+        report: Report,
+        stale: _krb5.Creds | None = None,
+    ) -> _krb5.Creds:
+        """The TGT that somebody else has put there meanwhile, or by ``ask``, then put there.
+        ``stale`` is one that is no good, whatever it says of itself."""
         try:
             lock = self._lock()
         except OSError as error:
@@ -237,19 +259,12 @@ class PrivateCache:
             return ask()
         try:
             creds = self.read(context)
-            if creds is None:
+            if creds is None or (stale is not None and creds.ticket == stale.ticket):
                 creds = ask()
                 self._write(context, creds, report)
             return creds
         finally:
             os.close(lock)
-
-    def forget(self) -> None:
-        """Take the TGT away, for the next upcalls too."""
-        try:
-            os.unlink(self.path)
-        except OSError:
-            pass
 
     def _lock(self) -> int | None:
         """A descriptor that holds the lock, or None after :data:`LOCK_PATIENCE`."""

@@ -42,6 +42,16 @@ def acquire(request: UpcallRequest, config: Config, report: Report) -> Credentia
     Raises CredentialError, what is wrong with the default cache being its words: no cache,
     an expired ticket, an unreadable one.
     """
+    unsafe = _of_somebody_else(request.uid)
+    if unsafe:
+        elsewhere = _elsewhere(request.uid, report)
+        if elsewhere is None:
+            raise CredentialError(
+                f"uid {request.uid} has no usable Kerberos credential: {unsafe}",
+                kind="no-ticket",
+                hint=_gss.TICKET_HINT,
+            )
+        return Credential(elsewhere)
     try:
         handle = _gss.creds.acquire_cred(None, mechs=[_gss.KRB5], usage="initiate").creds
         # This is where libkrb5 looks into the cache at last.
@@ -55,6 +65,33 @@ def acquire(request: UpcallRequest, config: Config, report: Report) -> Credentia
         if handle_or_none is None:
             raise explained from error
         return Credential(handle_or_none)
+
+
+def _of_somebody_else(uid: int) -> str:
+    """What is wrong with the default cache's file, before libkrb5 opens it, or empty.
+
+    Anybody may have made it: /tmp is everybody's.  What is this user's there nobody else
+    can replace (the folder is sticky), so a look at the name will do, and it keeps the
+    service tickets that libkrb5 adds; what is not there now must not be taken later.
+    """
+    from .. import _krb5
+
+    try:
+        name = _krb5.cc_default_name(_krb5.init_context()) or b""
+    except _krb5.Krb5Error:
+        return ""  # libkrb5 will say so itself
+    kind, colon, path = name.partition(b":")
+    if colon and kind not in (b"FILE", b"WRFILE"):
+        return ""
+    try:
+        status = os.stat(path if colon else name)
+    except FileNotFoundError:
+        return f"No Kerberos credentials available (default cache: {name.decode('utf-8', 'replace')})"
+    except OSError:
+        return ""
+    if stat.S_ISREG(status.st_mode) and status.st_uid == uid:
+        return ""
+    return f"the default cache {name.decode('utf-8', 'replace')} is another user's, or no file"
 
 
 def _elsewhere(uid: int, report: Report) -> _gss.creds.Creds | None:
@@ -83,7 +120,11 @@ def _elsewhere(uid: int, report: Report) -> _gss.creds.Creds | None:
 def _candidates(context: _krb5.Context, uid: int) -> Iterator[tuple[str, _krb5.Tgt]]:
     from .. import _krb5
 
-    for cache in _krb5.cccol_iter(context):
+    # A FILE cache is alone in its collection, and was looked at: libkrb5 must not open it
+    # again if it is not this user's.
+    kind, colon, _ = (_krb5.cc_default_name(context) or b"").partition(b":")
+    alone = not colon or kind in (b"FILE", b"WRFILE")
+    for cache in () if alone else _krb5.cccol_iter(context):
         tgt = _krb5.tgt_of(context, cache)
         if tgt is not None:
             yield str(cache), tgt

@@ -19,12 +19,15 @@ import time
 from .. import identity, payload, pipe
 from ..errors import LgssError
 from ..log import Log
+from ..privsep import refuse_descriptors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 CONNECTIONS_LIMIT = 256
+CONNECTIONS_OF_A_USER = 32
+RECEIVE_SECONDS = 0.5
 WORKERS_LIMIT = 64
 # So that no user can keep all the others from their answers.
 WORKERS_OF_A_USER = 16
@@ -71,6 +74,7 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGALRM, self._late)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(wake, selectors.EVENT_READ, lambda: os.read(wake, 4096))
@@ -90,6 +94,10 @@ class Server:
             os.close(wake)
             os.close(waker)
 
+    @staticmethod
+    def _late(*_: object) -> None:
+        raise ConnectionAbortedError(errno.ECONNABORTED, "this peer holds the server up")
+
     def _stop(self, *_: object) -> None:
         self._stopped = True
 
@@ -101,8 +109,12 @@ class Server:
         if len(self._peers) >= CONNECTIONS_LIMIT:
             connection.close()
             return
+        refuse_descriptors(connection)
         connection.setblocking(False)
         peer = Peer(connection)
+        if peer.uid and sum(each.uid == peer.uid for each in self._peers.values()) >= CONNECTIONS_OF_A_USER:
+            connection.close()
+            return
         self._peers[connection.fileno()] = peer
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(peer))
 
@@ -112,12 +124,17 @@ class Server:
         peer.connection.close()
 
     def _read(self, peer: Peer) -> None:
+        # A peer may send descriptors whose dropping waits (SO_LINGER), where the kernel cannot
+        # be told to refuse them; this thread serves everybody.
+        signal.setitimer(signal.ITIMER_REAL, RECEIVE_SECONDS)
         try:
             data = peer.connection.recv(pipe.UPCALL_SIZE + 1)
         except BlockingIOError:
             return
         except OSError:
             data = b""
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         if not data:
             self._drop(peer)
             return
@@ -151,7 +168,7 @@ class Server:
         try:
             identity.die_with(server)
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGALRM):
                 signal.signal(number, signal.SIG_DFL)
             self._listener.close()
             for other in self._peers.values():
@@ -193,6 +210,8 @@ def listen(path: str) -> socket.socket:
             os.unlink(path)
             listener.bind(path)
         os.chmod(path, 0o666)  # noqa: S103
+        # Before anybody can connect, so that nothing waits in a queue that was made without it.
+        refuse_descriptors(listener)
         listener.listen(128)
     except BaseException:
         listener.close()

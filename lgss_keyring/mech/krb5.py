@@ -92,6 +92,7 @@ class Krb5Initiator:
             # were changed: it must not stand in the way until it expires.
             anew, self._anew = self._anew, None
             self._credential = anew()
+            self.name = self._inquire_name()
             return self.step(None)
         self._context = result.context
         self.complete = not result.more_steps

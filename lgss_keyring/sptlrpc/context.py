@@ -74,6 +74,8 @@ class Context:
         """The serials of all keyrings that the key was linked to for us."""
         self.started = threading.Event()
         """The key is instantiated (or never will be)."""
+        self.retired = threading.Event()
+        """It has left the cache, and its key is out of the way."""
         self._answered = threading.Event()
         self._waiting: list[Future[Context]] = []
         self._references = 0

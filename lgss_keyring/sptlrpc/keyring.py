@@ -40,6 +40,8 @@ USER = keyutils.KEY_SPEC_USER_KEYRING
 SESSION = keyutils.KEY_SPEC_SESSION_KEYRING
 THREAD = keyutils.KEY_SPEC_THREAD_KEYRING
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
+# How long a name is waited for whose last key was invalidated: a millisecond, mostly.
+BLOCKED_SECONDS = 2.0
 
 
 class KeyringPolicy(Policy):
@@ -136,8 +138,9 @@ class KeyringPolicy(Policy):
                 context.failed(error)
             except BaseException as error:
                 context.failed(LgssError(f"{type(error).__name__}: {error}"))
-            if context.key and context.state is State.ERROR:
-                self._out_of_the_way(context)
+            if context.key and not context.cached:
+                # It left the cache while this key was still to come.
+                self.retire(context)
         finally:
             context.put()
 
@@ -148,14 +151,20 @@ class KeyringPolicy(Policy):
             keyutils.link(USER, THREAD)
         context.keyrings = (keyctl.get_keyring_id(ring, create=True),)
         name, callout = self.description(context).encode(), self._callout(context).encode()
+        end, pause = time.monotonic() + BLOCKED_SECONDS, FIRST_PAUSE
         try:
-            try:
-                key = keyctl.request_key(b"user", name, callout, ring)
-            except OSError as error:
-                # A revoked key that is still linked blocks its name (PROTOCOL 10).
-                if error.errno != errno.EKEYREVOKED or not _unlink_revoked(name, context.keyrings[0]):
-                    raise
-                key = keyctl.request_key(b"user", name, callout, ring)
+            while True:
+                try:
+                    key = keyctl.request_key(b"user", name, callout, ring)
+                    break
+                except OSError as error:
+                    # A revoked key that is still linked blocks its name for ever (PROTOCOL
+                    # 10), and an invalidated one until the collector has come by.
+                    if error.errno != errno.EKEYREVOKED or time.monotonic() > end:
+                        raise
+                _unlink_revoked(name, context.keyrings[0])
+                time.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
         except OSError as error:
             number = error.errno or errno.EIO
             raise KeyOperationError(
@@ -191,8 +200,6 @@ class KeyringPolicy(Policy):
                 )
             time.sleep(pause)
             pause = min(pause * 1.5, LONGEST_PAUSE)
-        # Somebody ended the context meanwhile: its key must not stay.
-        self._invalidate(context)
 
     def check(self, context: Context) -> int:
         """See :class:`.policy.Policy`; one system call."""
@@ -202,26 +209,26 @@ class KeyringPolicy(Policy):
             return int(error.args[0])
         return 0
 
-    def destroy(self, context: Context) -> None:
+    def retire(self, context: Context) -> None:
         """See :class:`.policy.Policy`: the key goes with its context (5.1)."""
-        with self._lock:
-            self._alive.discard(context)
-        if context.key and not context.reverse and context.state is not State.ERROR:
-            self._out_of_the_way(context)
-
-    def _out_of_the_way(self, context: Context) -> None:
         error = context.error
-        if error is not None and error.kind == "upcall":
-            # The upcall's own answer is for all who wait for this key, and goes by itself.
+        if not context.key or (error is not None and error.kind == "upcall"):
+            # The upcall's own failure is for all who wait for this key, and goes by itself.
             return
-        thread = threading.Thread(target=self._invalidate, args=(context, True), daemon=True)
+        thread = threading.Thread(target=self._invalidate, args=(context,), daemon=True)
         thread.start()
         thread.join()
 
-    def _invalidate(self, context: Context, link: bool = False) -> None:
-        """Invalidate the key by its serial; in a thread that may, which has @u in reach."""
+    def destroy(self, context: Context) -> None:
+        """See :class:`.policy.Policy`; its key has gone when it left the cache."""
+        with self._lock:
+            self._alive.discard(context)
+
+    @staticmethod
+    def _invalidate(context: Context) -> None:
+        """Invalidate the key by its serial; in a thread of its own, which gets @u in reach."""
         try:
-            if link and not context.domain:
+            if not context.domain:
                 keyutils.link(USER, THREAD)
             keyctl.invalidate(context.key)
         except (OSError, keyutils.Error):
@@ -260,23 +267,28 @@ def _session_cache() -> str:
     return collection.partition(":")[0] if (kind, anchor) == ("KEYRING", "session") else ""
 
 
-def _unlink_revoked(name: bytes, ring: int) -> bool:
-    """Unlink the revoked key called ``name`` from ``ring``; whether there was one.
+def _unlink_revoked(name: bytes, ring: int) -> None:
+    """Unlink the revoked key called ``name`` from ``ring``, if there is one.
 
-    As long as it is there no successor of that name can be, so this cannot hit one.
+    As long as it is there request_key(2) makes no successor of that name, so this cannot
+    hit one.  An invalidated key is left to the collector: its place may be free, and taken
+    again, at any moment.
     """
     with open("/proc/keys", "rb") as listed:
         for line in listed:
             words = line.split(None, 8)
-            if len(words) == 9 and b"R" in words[1] and words[8].startswith(name + b":"):
+            if (
+                len(words) == 9
+                and b"R" in words[1]
+                and b"i" not in words[1]
+                and words[8].startswith(name + b":")
+            ):
                 serial = int(words[0], 16)
                 try:
                     if serial in _members(ring):
                         keyutils.unlink(serial, ring)
-                        return True
                 except keyutils.Error:
                     pass
-    return False
 
 
 def _members(ring: int) -> list[int]:

@@ -182,6 +182,9 @@ class PipePolicy(Policy):
         """See :class:`.policy.Policy`: nothing stands behind it but itself."""
         return 0
 
+    def retire(self, context: Context) -> None:
+        """See :class:`.policy.Policy`: nothing to do."""
+
     def destroy(self, context: Context) -> None:
         """See :class:`.policy.Policy`."""
         with self._lock:

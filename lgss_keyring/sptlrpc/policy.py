@@ -38,6 +38,10 @@ class Policy(ABC):
         """0 while what stands behind ``context`` is good, else an errno."""
 
     @abstractmethod
+    def retire(self, context: Context) -> None:
+        """Get out of the way what stands behind ``context``: it is leaving the cache."""
+
+    @abstractmethod
     def destroy(self, context: Context) -> None:
         """``context`` has lost its last reference."""
 

@@ -104,7 +104,9 @@ class SecurityObject:
                     context.put()
                     raise
                 return context
-            if context.validate():
+            if not context.cached:
+                context.retired.wait()
+            elif context.validate():
                 context.started.wait()
                 if context.state is not State.ERROR:
                     return context
@@ -119,13 +121,22 @@ class SecurityObject:
         context.put()
 
     def uncache(self, context: Context) -> None:
-        """Let no look-up find ``context`` any more, and drop the cache's reference."""
+        """Let no look-up find ``context`` any more, and drop the cache's reference.
+
+        First its key goes, then its place here: a look-up in between would find the key
+        by its name, and lose it to this one's end.
+        """
         with self._lock:
             if not context.cached:
                 return
             context.cached = False
-            if self.contexts.get((context.uid, context.domain)) is context:
-                del self.contexts[context.uid, context.domain]
+        try:
+            self.policy.retire(context)
+        finally:
+            with self._lock:
+                if self.contexts.get((context.uid, context.domain)) is context:
+                    del self.contexts[context.uid, context.domain]
+            context.retired.set()
         context.put()
 
     def flush_ctx_cache(self, uid: int = ALL, grace: float = 0, force: bool = False) -> int:

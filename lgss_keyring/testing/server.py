@@ -16,6 +16,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import click
+
 from ..errors import LgssError
 from ..payload import Krb5Context
 from ..sptlrpc import Session, Target, create_policy, parse_flavor
@@ -139,3 +141,18 @@ class MessageServer:
                 _, (*answer, token) = receive(connection)
                 context.verify(answer, token)
                 send(connection, {"verified": True})
+
+
+@click.command()
+@click.option("--keytab", required=True, help="The services' keytab.")
+@click.option("--directory", required=True, type=click.Path(path_type=Path), help="For the contexts' file.")
+def main(keytab: str, directory: Path) -> None:
+    """Serve messages for tests; prints `listening on PORT MESSAGE_PORT` when it is ready."""
+    os.environ["KRB5_KTNAME"] = keytab
+    server = MessageServer(directory)
+    click.echo(f"listening on {server.port} {server.message_port}")
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -136,4 +136,6 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     assert within(5, lambda: not upcall_processes(site)), f"left: {upcall_processes(site)}"
     if "upcalls" not in request.fixturenames:
         assert set(Path("/etc/request-key.d").glob("*")) <= rules
-    assert not [line for line in Path("/proc/keys").read_text().splitlines() if " lgss:other" in line]
+    lines = [line for line in Path("/proc/keys").read_text().splitlines() if f" lgss:{os.getpid()}." in line]
+    # A requestor's keys go with its session; what lives for ever would not.
+    assert not [line for line in lines if line.split()[3] == "perm" and "i" not in line.split()[1]]

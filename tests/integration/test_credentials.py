@@ -160,6 +160,57 @@ def test_ticket_that_is_soon_over_is_not_good(
         assert initiator(upcalls, root.ask(upcalls.name(), machine_callout())) == "lustre_root/localhost"
 
 
+@pytest.mark.parametrize("what", ["fifo", "link", "of somebody else", "forged"])
+def test_what_others_put_where_roots_cache_would_be(
+    site: Site, root: Requestor, root_cache: Path, keytab: Callable[..., Path], what: str
+) -> None:
+    """/tmp is everybody's: it must neither hang us nor stand in the keytab's way."""
+    ticket = site.directory / "planted"
+    kinit(site, keytab("host/localhost"), "host/localhost", ticket)
+    if what == "fifo":
+        os.mkfifo(root_cache)
+        os.chown(root_cache, USER_UID, USER_UID)
+    elif what == "link":
+        root_cache.symlink_to(ticket)
+    elif what == "forged":
+        # Root's own, and good by its looks: but of a realm with other keys.
+        with Realm() as other:
+            other.add_principal("host/localhost")
+            path = other.extract_keytab(site.directory / "forged.keytab", "host/localhost")
+            env = {**os.environ, **other.env}
+            command = ["kinit", "-k", "-t", str(path), "-c", str(root_cache), "host/localhost"]
+            subprocess.run(command, env=env, check=True, capture_output=True)
+            path.unlink()
+    else:
+        shutil.copyfile(ticket, root_cache)
+        os.chown(root_cache, USER_UID, USER_UID)
+    with site.upcalls() as upcalls:
+        answer = root.ask(upcalls.name(), machine_callout())
+        assert initiator(upcalls, answer) == "lustre_root/localhost"
+        proven(site, answer)
+    ticket.unlink()
+
+
+@pytest.mark.parametrize("what", ["fifo", "of somebody else"])
+def test_what_others_put_where_a_users_cache_would_be(site: Site, upcalls: Upcalls, what: str) -> None:
+    """Else his contexts would be another's."""
+    uid = 61391
+    cache = site.realm.ccache_of(uid)
+    cache.unlink(missing_ok=True)
+    if what == "fifo":
+        os.mkfifo(cache)
+    else:
+        kinit(site, site.population.user_keytab, "alice", cache)
+        cache.chmod(0o644)
+        os.chown(cache, 61392, 61392)
+    try:
+        with Requestor(uid) as user:
+            answer = user.ask(upcalls.name(), user_callout(uid))
+            failed(answer, upcalls, errno.ENOKEY, "no-ticket", "another user's, or no file")
+    finally:
+        cache.unlink()
+
+
 def as_exchanges(site: Site) -> int:
     log = (site.realm.directory / "kdc.log").read_text()
     return sum("AS_REQ" in line and "ISSUE" in line and "lustre_root" in line for line in log.splitlines())

@@ -110,6 +110,33 @@ def test_network_namespace(site: Site, upcalls: Upcalls) -> None:
             established(user.ask(upcalls.name(), user_callout(pid=pid)))
 
 
+def test_root_enters_nothing(upcalls: Upcalls, root: Requestor, hidden: str) -> None:
+    """Not even for itself: a krb5.conf there can name plug-ins, and root drops nothing."""
+    with process("--mount", script=hidden, uid=0) as pid:
+        answer = root.ask(upcalls.name(), user_callout(0, pid=pid))
+        failed(answer, upcalls, errno.EACCES, "namespace", "in our namespaces only")
+
+
+def test_thread_stands_for_its_process(upcalls: Upcalls, contained: int) -> None:
+    """The kernel's pid is a thread's. Here one that is not its process's first."""
+    script = (
+        "import threading, time\n"
+        "def work(): print(threading.get_native_id(), flush=True); time.sleep(60)\n"
+        "threading.Thread(target=work).start()\n"
+    )
+    command = ["nsenter", f"--mount=/proc/{contained}/ns/mnt", "setpriv", f"--reuid={USER_UID}"]
+    command += [f"--regid={USER_UID}", "--clear-groups", "/usr/bin/python3", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as threaded:
+        try:
+            assert threaded.stdout is not None
+            thread = int(threaded.stdout.readline())
+            assert thread != threaded.pid
+            with Requestor(USER_UID) as user:
+                established(user.ask(upcalls.name(), user_callout(pid=thread)))
+        finally:
+            threaded.kill()
+
+
 def test_pid_of_another_user(upcalls: Upcalls, user: Requestor, hidden: str) -> None:
     for stranger in (61999, 0):
         with process("--mount", uid=0, then_as=stranger) as pid:

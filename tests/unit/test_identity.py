@@ -116,6 +116,12 @@ def test_entering_comes_before_the_drop_and_its_error_is_kept() -> None:
     assert "as uid 0" in in_child(lambda: identity.become(UID, UID, enter))
 
 
+@needs_root
+def test_root_enters_nothing() -> None:
+    """It would have nothing to drop afterwards."""
+    assert "root enters no namespace" in in_child(lambda: identity.become(0, 0, lambda: None))
+
+
 def test_environment_is_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KRB5CCNAME", "FILE:/tmp/evil")
     monkeypatch.setenv("LD_PRELOAD", "/tmp/evil.so")

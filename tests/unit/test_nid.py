@@ -176,9 +176,11 @@ def test_program_for_ptl4_that_fails(tmp_path: Path, text: str, said: str) -> No
 
 def test_program_for_ptl4_that_hangs_is_ended(tmp_path: Path) -> None:
     started = time.monotonic()
-    with pytest.raises(ResolutionError) as caught:
-        host_name(PTL4, program(tmp_path / "p", "exec sleep 20"))
-    assert caught.value.kind == "name-timeout" and time.monotonic() - started < 3
+    for text in ("exec sleep 20", "sleep 20", "sleep 20 & sleep 20"):
+        with pytest.raises(ResolutionError) as caught:
+            host_name(PTL4, program(tmp_path / "p", text))
+        assert caught.value.kind == "name-timeout"
+    assert time.monotonic() - started < 5
 
 
 def test_program_for_ptl4_that_is_missing_or_not_roots(tmp_path: Path) -> None:

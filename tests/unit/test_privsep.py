@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
+import struct
 import time
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from lgss_keyring import payload, privsep
 from lgss_keyring.channel.lustre import Carrier
+from lgss_keyring.errors import LgssError
 from lgss_keyring.negotiation import Established, Failed
 from lgss_keyring.privsep import Answer, Line, ProtocolError, Worker
 
@@ -310,3 +313,77 @@ def test_monitor_survives_any_peer(messages: list[bytes]) -> None:
     assert all(gid == carrier.got[0][0] for gid, _ in carrier.got)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_descriptors_that_linger_hold_nobody_up() -> None:
+    """A socket with unsent data and SO_LINGER, sent along with a message: who receives it
+    waits when it is dropped, unless the kernel refuses it or an alarm rings."""
+
+    def serve(theirs: socket.socket, work: object) -> None:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=1)
+        sender = socket.create_connection(listener.getsockname())
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 20))
+        sender.setblocking(False)
+        try:
+            while True:
+                sender.send(bytes(1 << 16))
+        except BlockingIOError:
+            pass
+        try:
+            socket.send_fds(theirs, [b"Sdstep"], [sender.fileno()])
+        except OSError:
+            theirs.send(b"Sdrefused")
+        sender.close()
+        time.sleep(60)
+
+    original = privsep._serve
+    privsep._serve = serve
+    try:
+        worker = Worker(lambda line: ESTABLISHED)
+    finally:
+        privsep._serve = original
+    started = time.monotonic()
+    answer = wait(worker, 1.0)
+    assert time.monotonic() - started < 3
+    assert answer.failure is not None and answer.failure.errno == errno.ETIMEDOUT
+
+
+def test_alarm_rings_where_nothing_else_notices() -> None:
+    with privsep._Alarm() as alarm, pytest.raises(LgssError, match="beyond the deadline"):
+        alarm.at(time.monotonic() + 0.1)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGALRM) != privsep._Alarm._ring
+
+
+def test_worker_that_ends_with_an_answer_unread() -> None:
+    """The socket says ECONNRESET then."""
+
+    def dying(line: Line) -> Established | Failed:
+        line.group(7)
+        line._socket.send(b"Ttoken")
+        time.sleep(0.4)
+        os._exit(3)
+
+    answer = wait(Worker(dying, Fake(delay=0.1)))
+    assert answer.failure is not None and answer.failure.kind == "worker-died"
+    assert "exit status 3" in answer.failure.reason
+
+
+def test_outcome_that_fits_no_message_is_a_failure() -> None:
+    huge = Established(128, b"handle", bytes(100_000), 2_000_000_000, "alice")
+    answer = wait(Worker(lambda line: huge))
+    assert answer.failure is not None and answer.failure.kind == "payload"
+
+
+def test_tokens_do_not_add_up_to_hours() -> None:
+    def many(line: Line) -> Established | Failed:
+        line.group(7)
+        for _ in range(20):
+            line.carry(b"token")
+        return ESTABLISHED
+
+    carrier = Fake(delay=0.6)
+    started = time.monotonic()
+    answer = wait(Worker(many, carrier))
+    assert time.monotonic() - started < 4
+    assert answer.failure is not None and answer.failure.kind == "limit"
