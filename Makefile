@@ -59,8 +59,9 @@ test: setup ## every test (root, a real kernel and KDC)
 
 check: lint test ## lint, types and every test
 
-bench: setup ## blocked time, time to the context, CPU time (JSON=FILE keeps the figures)
+bench: setup ## an upcall: blocked time, time to the context, CPU time; the library: look-up, sign, seal (JSON=FILE)
 	@$(BIN)/python bench/bench_upcall.py $(if $(JSON),--json $(JSON))
+	@$(BIN)/python bench/bench_sptlrpc.py $(if $(JSON),--json $(JSON).sptlrpc)
 
 # The wheels' own interpreter has pip; Debian's may have none. What is asked for goes.
 INSTALL_PYTHON = $(if $(filter-out file default,$(origin PYTHON)),$(PYTHON),$(BIN)/python)

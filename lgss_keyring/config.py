@@ -80,6 +80,12 @@ class RpcsecGss(Record):
     reply_timeout: int = 10
 
 
+class Sptlrpc(Record):
+    """Section [sptlrpc]: ``policy`` of programs that do not choose one themselves."""
+
+    policy: str = "keyring"
+
+
 class Config(Record):
     """All sections; ``hosts`` maps NIDs or addresses to host names."""
 
@@ -89,16 +95,18 @@ class Config(Record):
     rpcsec_gss: RpcsecGss = RpcsecGss()
     names: Names = Names()
     lustre: Lustre = Lustre()
+    sptlrpc: Sptlrpc = Sptlrpc()
     hosts: Mapping[str, str] = {}
 
 
-SECTIONS: dict[str, type[Log | Upcall | Krb5 | RpcsecGss | Names | Lustre]] = {
+SECTIONS: dict[str, type[Log | Upcall | Krb5 | RpcsecGss | Names | Lustre | Sptlrpc]] = {
     "log": Log,
     "upcall": Upcall,
     "krb5": Krb5,
     "rpcsec_gss": RpcsecGss,
     "names": Names,
     "lustre": Lustre,
+    "sptlrpc": Sptlrpc,
 }
 RANGES = {
     ("upcall", "timeout"): (1, 3600),
@@ -110,7 +118,10 @@ RANGES = {
     ("names", "timeout"): (1, 3600),
     ("lustre", "reply_timeout"): (1, 3600),
 }
-CHOICES = {("log", "level"): ("error", "warning", "info", "debug")}
+CHOICES = {
+    ("log", "level"): ("error", "warning", "info", "debug"),
+    ("sptlrpc", "policy"): ("keyring", "pipe"),
+}
 PATHS = {
     ("log", "file"),
     ("krb5", "config"),

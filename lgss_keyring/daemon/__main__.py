@@ -33,20 +33,20 @@ def main(path: str, config_file: str | None) -> None:
     keyutils.join_session_keyring()
     os.umask(0o077)
     log = Log(settings.log.level, settings.log.file)
-    try:
-        listener = server.listen(path)
-    except OSError as error:
-        raise click.ClickException(f"cannot listen at {path}: {error.strerror}") from error
-    click.echo(f"listening at {path}")
     # Loaded once: what the workers need is here when they are forked.
     from .. import _krb5, mech  # noqa: F401
     from ..creds import machine, user  # noqa: F401
 
     mech.load("krb5")
-    # The worker's limit comes first: it knows the words. Twice a server's patience is more.
+    try:
+        listener = server.listen(path)
+    except OSError as error:
+        raise click.ClickException(f"cannot listen at {path}: {error.strerror}") from error
+    # The worker's limit comes first: it knows the words.
     limit = settings.upcall.timeout + 10.0
     try:
-        server.Server(listener, functools.partial(requests.handle, settings=settings), limit, log).run()
+        serving = server.Server(listener, functools.partial(requests.handle, settings=settings), limit, log)
+        serving.run(lambda: click.echo(f"listening at {path}"))
     finally:
         listener.close()
         os.unlink(path)

@@ -67,8 +67,9 @@ class Server:
         self._monitors: dict[int, tuple[Peer, int, float]] = {}
         self._stopped = False
 
-    def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; then end what is under way and return."""
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until SIGTERM or SIGINT; then end what is under way and return.  ``ready`` is
+        called when these are heeded."""
         wake, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -78,6 +79,7 @@ class Server:
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(wake, selectors.EVENT_READ, lambda: os.read(wake, 4096))
+        ready()
         try:
             while not self._stopped:
                 for key, _ in self._selector.select(1.0 if self._monitors else None):

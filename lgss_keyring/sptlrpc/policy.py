@@ -7,6 +7,7 @@ import importlib
 import os
 from abc import ABC, abstractmethod
 
+from .. import config
 from ..errors import LgssError
 from . import flavor as flavors
 from .context import Context
@@ -69,13 +70,14 @@ class Policy(ABC):
         self.close()
 
 
-def create(name: str | None = None, config: str = "", **options: object) -> Policy:
+def create(name: str | None = None, config_file: str | None = None, **options: object) -> Policy:
     """The policy called ``name``; else the one that the environment variable LGSS_POLICY
-    names, else ``config`` (``[sptlrpc] policy``), else keyring.
+    names, else ``[sptlrpc] policy`` of ``config_file`` (default: lgss_keyring.toml(5)).
 
-    ``options`` are the policy's own.  Raises LgssError for a name that is none.
+    ``options`` are the policy's own.  Raises LgssError for a name that is none, ConfigError
+    for a configuration that cannot be used.
     """
-    chosen = name or os.environ.get(ENVIRONMENT) or config or "keyring"
+    chosen = name or os.environ.get(ENVIRONMENT) or config.load(config_file).sptlrpc.policy
     if chosen not in POLICIES:
         raise LgssError(
             f"policy {chosen[:40]!a} is none of {', '.join(POLICIES)}", errno=errno.EINVAL, kind="policy"

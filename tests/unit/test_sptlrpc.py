@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -274,10 +275,14 @@ def test_buffers_have_room_for_the_token() -> None:
 # Policies.
 
 
-def test_policy_by_argument_configuration_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_policy_by_argument_configuration_or_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    configured = tmp_path / "config.toml"
+    configured.write_text('[sptlrpc]\npolicy = "pipe"\n')
     monkeypatch.delenv("LGSS_POLICY", raising=False)
     assert isinstance(sptlrpc.create_policy(), KeyringPolicy)
-    assert isinstance(sptlrpc.create_policy(config="pipe"), PipePolicy)
+    assert isinstance(sptlrpc.create_policy(config_file=str(configured)), PipePolicy)
     monkeypatch.setenv("LGSS_POLICY", "pipe")
     assert isinstance(sptlrpc.create_policy(), PipePolicy)
     assert isinstance(sptlrpc.create_policy("keyring"), KeyringPolicy)
