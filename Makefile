@@ -77,17 +77,19 @@ install: wheels ## install for request-key(8), under PREFIX and DESTDIR
 	$(INSTALL_PYTHON) -m pip -qq --disable-pip-version-check install --no-index --find-links '$(WHEELS)' --no-compile --root-user-action ignore --target '$(DESTDIR)$(LIBDIR)' $(DEPENDENCIES)
 	rm -rf '$(DESTDIR)$(LIBDIR)/bin'
 	tar -c --exclude __pycache__ lgss_keyring | tar -x --no-same-owner -C '$(DESTDIR)$(LIBDIR)'
-	sed '1s|.*|#!$(INSTALLED_PYTHON) -IS|' lgss_keyring.py >'$(DESTDIR)$(LIBDIR)/lgss_keyring.py'
-	chmod 755 '$(DESTDIR)$(LIBDIR)/lgss_keyring.py'
+	for program in lgss_keyring lgssd; do \
+		sed '1s|.*|#!$(INSTALLED_PYTHON) -IS|' $$program.py >'$(DESTDIR)$(LIBDIR)/'$$program.py && \
+		chmod 755 '$(DESTDIR)$(LIBDIR)/'$$program.py && \
+		ln -sfn ../lib/lgss_keyring/$$program.py '$(DESTDIR)$(SBINDIR)/'$$program || exit 1; \
+	done
 	$(INSTALL_PYTHON) -m compileall -qq -s '$(DESTDIR)' '$(DESTDIR)$(LIBDIR)' || true
-	ln -sfn ../lib/lgss_keyring/lgss_keyring.py '$(DESTDIR)$(SBINDIR)/lgss_keyring'
 	sed 's|@SBINDIR@|$(SBINDIR)|' request-key.d/lgssc.conf >'$(DESTDIR)$(SYSCONFDIR)/request-key.d/lgssc.conf'
 	install -m 644 man/*.5 '$(DESTDIR)$(MANDIR)/man5'
 	install -m 644 man/*.8 '$(DESTDIR)$(MANDIR)/man8'
 
 uninstall: ## take away what install put there
 	rm -rf '$(DESTDIR)$(LIBDIR)'
-	rm -f '$(DESTDIR)$(SBINDIR)/lgss_keyring' '$(DESTDIR)$(SYSCONFDIR)/request-key.d/lgssc.conf'
+	rm -f '$(DESTDIR)$(SBINDIR)/lgss_keyring' '$(DESTDIR)$(SBINDIR)/lgssd' '$(DESTDIR)$(SYSCONFDIR)/request-key.d/lgssc.conf'
 	rm -f $(patsubst man/%.5,'$(DESTDIR)$(MANDIR)/man5/%.5',$(wildcard man/*.5)) $(patsubst man/%.8,'$(DESTDIR)$(MANDIR)/man8/%.8',$(wildcard man/*.8))
 	@# The machine's tickets.
 	rm -rf '$(DESTDIR)/run/lgss'

@@ -42,6 +42,8 @@ THREAD = keyutils.KEY_SPEC_THREAD_KEYRING
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
 # How long a name is waited for whose last key was invalidated: a millisecond, mostly.
 BLOCKED_SECONDS = 2.0
+# Some times what another process that waits may pause between two looks.
+FAILURE_SHOWN = 4 * LONGEST_PAUSE
 
 
 class KeyringPolicy(Policy):
@@ -139,8 +141,12 @@ class KeyringPolicy(Policy):
             except BaseException as error:
                 context.failed(LgssError(f"{type(error).__name__}: {error}"))
             if context.key and not context.cached:
-                # It left the cache while this key was still to come.
-                self.retire(context)
+                if context.error is not None and context.error.kind == "upcall":
+                    # For all who wait for this key; but expired it would take of its
+                    # user's quota until the collector comes, five minutes later.
+                    time.sleep(FAILURE_SHOWN)
+                # Else it left the cache while this key was still to come.
+                self._invalidate(context)
         finally:
             context.put()
 
@@ -213,8 +219,7 @@ class KeyringPolicy(Policy):
         """See :class:`.policy.Policy`: the key goes with its context (5.1)."""
         error = context.error
         if not context.key or (error is not None and error.kind == "upcall"):
-            # The upcall's own failure is for all who wait for this key, and goes by itself.
-            return
+            return  # the upcall's own failure is for all who wait for this key: see _upcall
         thread = threading.Thread(target=self._invalidate, args=(context,), daemon=True)
         thread.start()
         thread.join()

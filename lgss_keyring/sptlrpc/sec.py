@@ -54,7 +54,7 @@ class SecurityObject:
         """The cached ones, by uid and domain."""
         self._reverse: list[Context] = []
         self._lock = threading.Lock()
-        self._destroyed = False
+        self._ended = threading.Event()
 
     def __enter__(self) -> SecurityObject:
         return self
@@ -64,7 +64,7 @@ class SecurityObject:
 
     def destroy_sec(self) -> None:
         """End all contexts, and let none be made any more."""
-        self._destroyed = True
+        self._ended.set()
         self.flush_ctx_cache(ALL, force=True)
         with self._lock:
             reverse, self._reverse = self._reverse, []
@@ -90,7 +90,7 @@ class SecurityObject:
             with self._lock:
                 context = self.contexts.get(name)
                 if context is None:
-                    if self._destroyed:
+                    if self._ended.is_set():
                         raise LgssError(
                             "the security object is destroyed", errno=errno.ESHUTDOWN, kind="context"
                         )
@@ -172,6 +172,19 @@ class SecurityObject:
             context.die()
             context.put()
         return dead + len(old)
+
+    def sweep_every(self, seconds: float) -> None:
+        """Call :meth:`gc` every so often, in a thread, until this object is destroyed.
+
+        The kernel tells nobody that a key has expired (5.6); without this a context that
+        nobody looks up stays until its security object goes.
+        """
+
+        def sweep() -> None:
+            while not self._ended.wait(seconds):
+                self.gc()
+
+        threading.Thread(target=sweep, daemon=True).start()
 
     def install_rctx(self, server: Session, handle: bytes, endtime: int) -> Context:
         """A reverse context, for calls to the client of a server's context ``server``.

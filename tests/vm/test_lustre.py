@@ -359,6 +359,18 @@ def test_no_lustre_parameter(server: LustreServer) -> None:
     assert "ptlrpc_gss" in message and "init_channel" in message
 
 
+def test_damaged_installation_still_answers() -> None:
+    """Also while the kernel has not bound its context to the key yet."""
+    module = Path("/usr/lib/lgss_keyring/lgss_keyring/upcall.py")
+    hidden = module.rename("/root/upcall.py.hidden")
+    try:
+        report = ask(0, flags="r", kernel={"bind_delay_ms": 2000})
+    finally:
+        hidden.rename(module)
+    assert report.stage == "update" and -report.error == errno.ELIBACC
+    assert report.early_updates >= 1 and report.update_us < 30_000_000
+
+
 @pytest.mark.parametrize("level", [0, 1, 2, 3, 4])
 def test_debug_level(server: LustreServer, level: int) -> None:
     """Read anew for every upcall. A failure is told at any level."""
