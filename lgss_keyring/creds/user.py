@@ -81,17 +81,20 @@ def _of_somebody_else(uid: int) -> str:
     except _krb5.Krb5Error:
         return ""  # libkrb5 will say so itself
     kind, colon, path = name.partition(b":")
-    if colon and kind not in (b"FILE", b"WRFILE"):
+    if colon and kind not in (b"FILE", b"WRFILE", b"DIR"):
         return ""
+    right = stat.S_ISDIR if kind == b"DIR" else stat.S_ISREG
+    if kind == b"DIR" and path.startswith(b":"):
+        path = os.path.dirname(path[1:])
     try:
         status = os.stat(path if colon else name)
     except FileNotFoundError:
         return f"No Kerberos credentials available (default cache: {name.decode('utf-8', 'replace')})"
     except OSError:
         return ""
-    if stat.S_ISREG(status.st_mode) and status.st_uid == uid:
+    if right(status.st_mode) and status.st_uid == uid:
         return ""
-    return f"the default cache {name.decode('utf-8', 'replace')} is another user's, or no file"
+    return f"the default cache {name.decode('utf-8', 'replace')} is another user's, or of another kind"
 
 
 def _elsewhere(uid: int, report: Report) -> _gss.creds.Creds | None:
@@ -124,7 +127,7 @@ def _candidates(context: _krb5.Context, uid: int) -> Iterator[tuple[str, _krb5.T
     # again if it is not this user's.
     kind, colon, _ = (_krb5.cc_default_name(context) or b"").partition(b":")
     alone = not colon or kind in (b"FILE", b"WRFILE")
-    for cache in () if alone else _krb5.cccol_iter(context):
+    for cache in () if alone or _of_somebody_else(uid) else _krb5.cccol_iter(context):
         tgt = _krb5.tgt_of(context, cache)
         if tgt is not None:
             yield str(cache), tgt
