@@ -187,7 +187,8 @@ _ANCHORS = {b"thread": -1, b"process": -2, b"session": -3, b"user": -4}
 
 def explain(error: Krb5Error, doing: str, family: type[LgssError]) -> LgssError:
     """``error`` in the words of this package; see :func:`lgss_keyring._gss.explain`."""
-    text = str(error)
+    # The library appends the number, which says nothing to people.
+    text = str(error).removesuffix(f" {error.err_code}")
     cause = _gss.CAUSES.get(error.err_code)
     if cause is None:
         return family(f"{doing}: {text}")

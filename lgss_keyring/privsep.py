@@ -227,6 +227,8 @@ class _Alarm:
 
     def __init__(self) -> None:
         self._before: Any = None
+        self.quiet = False
+        """Only interrupt, without raising."""
 
     def __enter__(self) -> _Alarm:
         try:
@@ -238,12 +240,12 @@ class _Alarm:
             pass  # no main thread: a test's
         return self
 
-    @staticmethod
-    def _ring(*_: object) -> None:
-        raise LimitError(
-            "the worker held its monitor up beyond the deadline",
-            hint="a user tampers with his worker: his key has this answer all the same",
-        )
+    def _ring(self, *_: object) -> None:
+        if not self.quiet:
+            raise LimitError(
+                "the monitor was held up beyond the deadline",
+                hint="a very busy machine, or a user who tampers with his worker",
+            )
 
     def at(self, deadline: float) -> None:
         """Ring then, by time.monotonic()."""
@@ -293,16 +295,17 @@ class Worker:
         the administrator.  Passes each step on to ``report``.  The worker has ended
         and been waited for when this returns.
         """
-        try:
-            with _Alarm() as self._alarm:
-                try:
-                    return self._listen(deadline, limit, setting, report)
-                finally:
-                    # Closing our end may drop descriptors that the worker has sent.
-                    self._alarm.at(time.monotonic() + DYING_SECONDS)
-                    self._end()
-        except LgssError as error:
-            return Answer.of_failure(Failed.by(error))
+        with _Alarm() as self._alarm:
+            try:
+                return self._listen(deadline, limit, setting, report)
+            except LgssError as error:
+                return Answer.of_failure(Failed.by(error))
+            finally:
+                # Closing our end may drop descriptors that the worker has sent. There is an
+                # answer now, which no alarm may take away: it only ends such a wait.
+                self._alarm.quiet = True
+                self._alarm.at(time.monotonic() + DYING_SECONDS)
+                self._end()
 
     def _listen(self, deadline: float, limit: str, setting: str, report: Report) -> Answer:
         steps = 0
@@ -408,10 +411,7 @@ class Worker:
         )
 
     def _end(self) -> None:
-        try:
-            self._socket.close()
-        except LgssError:
-            pass  # the alarm's
+        self._socket.close()
         if self.pid:
             try:
                 os.kill(self.pid, signal.SIGKILL)
@@ -420,7 +420,7 @@ class Worker:
                 end = time.monotonic() + DYING_SECONDS
                 while os.waitpid(self.pid, os.WNOHANG)[0] == 0 and time.monotonic() < end:
                     time.sleep(0.001)
-            except (ProcessLookupError, ChildProcessError, LgssError):
+            except (ProcessLookupError, ChildProcessError):
                 pass
             self.pid = 0
 

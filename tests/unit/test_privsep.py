@@ -352,7 +352,21 @@ def test_alarm_rings_where_nothing_else_notices() -> None:
     with privsep._Alarm() as alarm, pytest.raises(LgssError, match="beyond the deadline"):
         alarm.at(time.monotonic() + 0.1)
         time.sleep(5)
-    assert signal.getsignal(signal.SIGALRM) != privsep._Alarm._ring
+    assert not isinstance(getattr(signal.getsignal(signal.SIGALRM), "__self__", None), privsep._Alarm)
+
+
+def test_alarm_takes_no_answer_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the worker's end takes its time."""
+    monkeypatch.setattr(privsep, "DYING_SECONDS", 0.05)
+
+    class Slow(Worker):
+        def _end(self) -> None:
+            end = time.monotonic() + 0.3
+            while time.monotonic() < end:
+                pass
+            super()._end()
+
+    assert wait(Slow(lambda line: ESTABLISHED)).failure is None
 
 
 def test_worker_that_ends_with_an_answer_unread() -> None:
