@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
 import keyutils
 
@@ -18,6 +19,10 @@ from .errors import KeyOperationError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+THREAD = keyutils.KEY_SPEC_THREAD_KEYRING
+SESSION = keyutils.KEY_SPEC_SESSION_KEYRING
+USER = keyutils.KEY_SPEC_USER_KEYRING
 
 # Answers to an update that mean that nobody waits for this key any more
 # (PROTOCOL 7): ENOKEY also stands for an invalidated and collected key.
@@ -47,6 +52,50 @@ def set_timeout(key: int, seconds: int) -> None:
 def read(key: int) -> bytes:
     """The payload of ``key``; type ``lgssc`` cannot be read (EOPNOTSUPP)."""
     return bytes(_call("read", key, keyutils.read_key, key))  # type: ignore[call-overload, no-any-return]
+
+
+def link(key: int, keyring: int) -> None:
+    """Link ``key``, or a keyring, into ``keyring``."""
+    _call("link", key, keyutils.link, key, keyring)
+
+
+def unlink(key: int, keyring: int) -> None:
+    """Unlink ``key`` from ``keyring``; by type and description (PROTOCOL 7): another one of
+    that name goes instead if it has taken the place."""
+    _call("unlink", key, keyutils.unlink, key, keyring)
+
+
+def invalidate(key: int) -> None:
+    """Make ``key``, this very one, vanish from all keyrings, its name free again."""
+    _call("invalidate", key, keyctl.invalidate, key)
+
+
+def request(description: str, callout: str, keyring: int) -> int:
+    """A ``user`` key, found or made by an upcall, linked into ``keyring``."""
+    name = description.encode()
+    serial = _call("get", keyring, keyctl.request_key, b"user", name, callout.encode(), keyring)
+    assert isinstance(serial, int)
+    return serial
+
+
+def describe(key: int) -> str:
+    """``key`` as the kernel describes it: type, owner, permissions, description."""
+    told = _call("describe", key, keyutils.describe_key, key)
+    assert isinstance(told, bytes)
+    return told.decode("ascii", "replace")
+
+
+def serial_of(keyring: int) -> int:
+    """The positive serial behind a special keyring id; the keyring is made if need be."""
+    serial = _call("find", keyring, keyctl.get_keyring_id, keyring, True)
+    assert isinstance(serial, int)
+    return serial
+
+
+def members(keyring: int) -> list[int]:
+    """The serials of all that is linked in ``keyring``."""
+    data = read(keyring)
+    return [int.from_bytes(data[at : at + 4], sys.byteorder) for at in range(0, len(data), 4)]
 
 
 def search(keyring: int, key_type: str, description: bytes) -> int:

@@ -171,6 +171,21 @@ class Context:
 
     # What the policies call.
 
+    def take(self, answer: payload.ContextPayload | payload.FailurePayload) -> None:
+        """Take the upcall's answer; raises PayloadError for a context that is none."""
+        if isinstance(answer, payload.ContextPayload):
+            self.established(answer)
+            return
+        self.failed(
+            ContextError(
+                f"the upcall for uid {self.uid} failed: {os.strerror(answer.rpc_error)}",
+                errno=answer.rpc_error,
+                major=answer.gss_major,
+                kind="upcall",
+                hint="the log of lgss_keyring, or of lgssd, has the cause",
+            )
+        )
+
     def established(self, answer: payload.ContextPayload) -> None:
         """Take the upcall's context; raises PayloadError for one that is none."""
         flavor = self.sec.flavor

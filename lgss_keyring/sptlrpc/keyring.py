@@ -23,22 +23,16 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import threading
 import time
 
-import keyutils
-
-from .. import keyctl, payload
+from .. import keys, payload
 from ..callout import format_callout
 from ..errors import KeyOperationError, LgssError
 from .context import Context, ContextError, State
 from .policy import Policy
 
 PLACEHOLDER = b"\0"
-USER = keyutils.KEY_SPEC_USER_KEYRING
-SESSION = keyutils.KEY_SPEC_SESSION_KEYRING
-THREAD = keyutils.KEY_SPEC_THREAD_KEYRING
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
 # How long a name is waited for whose last key was invalidated: a millisecond, mostly.
 BLOCKED_SECONDS = 2.0
@@ -80,11 +74,8 @@ class KeyringPolicy(Policy):
         """See :class:`.policy.Policy`."""
         if not self._session_cache:
             return 0
-        try:
-            found = keyutils.search(SESSION, b"_krb_" + self._session_cache.encode(), 0, b"keyring")
-            return keyctl.get_keyring_id(SESSION) if found else 0
-        except (OSError, keyutils.Error):
-            return 0
+        found = keys.search(keys.SESSION, "keyring", b"_krb_" + self._session_cache.encode())
+        return keys.serial_of(keys.SESSION) if found else 0
 
     def description(self, context: Context) -> str:
         """The key's name, unique over uid, target, client and connection (5.1)."""
@@ -152,33 +143,29 @@ class KeyringPolicy(Policy):
 
     def _request(self, context: Context) -> None:
         """request_key(2), from this thread; raises KeyOperationError."""
-        ring = SESSION if context.domain else USER
+        ring = keys.SESSION if context.domain else keys.USER
         if not context.domain:
-            keyutils.link(USER, THREAD)
-        context.keyrings = (keyctl.get_keyring_id(ring, create=True),)
-        name, callout = self.description(context).encode(), self._callout(context).encode()
+            keys.link(keys.USER, keys.THREAD)
+        context.keyrings = (keys.serial_of(ring),)
+        name, callout = self.description(context), self._callout(context)
         end, pause = time.monotonic() + BLOCKED_SECONDS, FIRST_PAUSE
-        try:
-            while True:
-                try:
-                    key = keyctl.request_key(b"user", name, callout, ring)
-                    break
-                except OSError as error:
-                    # A revoked key that is still linked blocks its name for ever (PROTOCOL
-                    # 10), and an invalidated one until the collector has come by.
-                    if error.errno != errno.EKEYREVOKED or time.monotonic() > end:
-                        raise
-                _unlink_revoked(name, context.keyrings[0])
-                time.sleep(pause)
-                pause = min(pause * 2, LONGEST_PAUSE)
-        except OSError as error:
-            number = error.errno or errno.EIO
-            raise KeyOperationError(
-                f"no key {name.decode()}: {os.strerror(number)}",
-                errno=number,
-                kind="request",
-                hint="the log of lgss_keyring has the cause; ENOKEY: no request-key rule matches",
-            ) from error
+        while True:
+            try:
+                key = keys.request(name, callout, ring)
+                break
+            except KeyOperationError as error:
+                # A revoked key that is still linked blocks its name for ever (PROTOCOL
+                # 10), and an invalidated one until the collector has come by.
+                if error.errno != errno.EKEYREVOKED or time.monotonic() > end:
+                    raise KeyOperationError(
+                        f"no key {name}: {os.strerror(error.errno)}",
+                        errno=error.errno,
+                        kind="request",
+                        hint="the log of lgss_keyring has the cause; ENOKEY: no request-key rule matches",
+                    ) from error
+            _unlink_revoked(name, context.keyrings[0])
+            time.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
         context.key = key
         if context.state is State.NEW:
             context.started.set()
@@ -189,14 +176,14 @@ class KeyringPolicy(Policy):
         pause = FIRST_PAUSE
         while context.state is State.NEW:
             try:
-                data = keyutils.read_key(context.key)
-            except keyutils.Error as error:
+                data = keys.read(context.key)
+            except KeyOperationError as error:
                 raise ContextError(
-                    f"key {context.key} ended before its answer: {os.strerror(int(error.args[0]))}",
-                    errno=int(error.args[0]),
+                    f"key {context.key} ended before its answer: {os.strerror(error.errno)}",
+                    errno=error.errno,
                 ) from error
             if data != PLACEHOLDER:
-                _take(context, data)
+                context.take(payload.unpack(data))
                 return
             if time.monotonic() > end:
                 raise ContextError(
@@ -210,9 +197,9 @@ class KeyringPolicy(Policy):
     def check(self, context: Context) -> int:
         """See :class:`.policy.Policy`; one system call."""
         try:
-            keyutils.describe_key(context.key)
-        except keyutils.Error as error:
-            return int(error.args[0])
+            keys.describe(context.key)
+        except KeyOperationError as error:
+            return error.errno
         return 0
 
     def retire(self, context: Context) -> None:
@@ -234,9 +221,9 @@ class KeyringPolicy(Policy):
         """Invalidate the key by its serial; in a thread of its own, which gets @u in reach."""
         try:
             if not context.domain:
-                keyutils.link(USER, THREAD)
-            keyctl.invalidate(context.key)
-        except (OSError, keyutils.Error):
+                keys.link(keys.USER, keys.THREAD)
+            keys.invalidate(context.key)
+        except KeyOperationError:
             pass  # it has gone by itself: expired, invalidated by another process
 
     def display(self, context: Context) -> str:
@@ -244,25 +231,11 @@ class KeyringPolicy(Policy):
         if not context.key:
             return "no key"
         try:
-            told = keyutils.describe_key(context.key).decode("ascii", "replace")
-        except keyutils.Error as error:
-            told = os.strerror(int(error.args[0]))
+            told = keys.describe(context.key)
+        except KeyOperationError as error:
+            told = os.strerror(error.errno)
         rings = ", ".join(str(ring) for ring in context.keyrings)
         return f"key {context.key} ({told}) in keyring {rings}"
-
-
-def _take(context: Context, data: bytes) -> None:
-    answer = payload.unpack(data)
-    if isinstance(answer, payload.ContextPayload):
-        context.established(answer)
-        return
-    raise ContextError(
-        f"the upcall for uid {context.uid} failed: {os.strerror(answer.rpc_error)}",
-        errno=answer.rpc_error,
-        major=answer.gss_major,
-        kind="upcall",
-        hint="the log of lgss_keyring has the cause",
-    )
 
 
 def _session_cache() -> str:
@@ -272,30 +245,21 @@ def _session_cache() -> str:
     return collection.partition(":")[0] if (kind, anchor) == ("KEYRING", "session") else ""
 
 
-def _unlink_revoked(name: bytes, ring: int) -> None:
+def _unlink_revoked(name: str, ring: int) -> None:
     """Unlink the revoked key called ``name`` from ``ring``, if there is one.
 
     As long as it is there request_key(2) makes no successor of that name, so this cannot
     hit one.  An invalidated key is left to the collector: its place may be free, and taken
     again, at any moment.
     """
+    wanted = f"{name}:".encode()
     with open("/proc/keys", "rb") as listed:
         for line in listed:
             words = line.split(None, 8)
-            if (
-                len(words) == 9
-                and b"R" in words[1]
-                and b"i" not in words[1]
-                and words[8].startswith(name + b":")
-            ):
+            if len(words) == 9 and b"R" in words[1] and b"i" not in words[1] and words[8].startswith(wanted):
                 serial = int(words[0], 16)
                 try:
-                    if serial in _members(ring):
-                        keyutils.unlink(serial, ring)
-                except keyutils.Error:
+                    if serial in keys.members(ring):
+                        keys.unlink(serial, ring)
+                except KeyOperationError:
                     pass
-
-
-def _members(ring: int) -> list[int]:
-    data = keyutils.read_key(ring)
-    return [int.from_bytes(data[at : at + 4], sys.byteorder) for at in range(0, len(data), 4)]

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 
-from .. import payload, pipe
+from .. import pipe
 from ..errors import LgssError
 from .context import Context, ContextError
 from .policy import Policy
@@ -148,18 +148,7 @@ class PipePolicy(Policy):
             return  # given up, or never ours
         self._deadlines.pop(seq, None)
         try:
-            if isinstance(answer, payload.ContextPayload):
-                context.established(answer)
-            else:
-                context.failed(
-                    ContextError(
-                        f"the upcall for uid {context.uid} failed: {os.strerror(answer.rpc_error)}",
-                        errno=answer.rpc_error,
-                        major=answer.gss_major,
-                        kind="upcall",
-                        hint="the log of lgssd has the cause",
-                    )
-                )
+            context.take(answer)
         except LgssError as error:
             context.failed(error)
         finally:
