@@ -63,6 +63,7 @@ class KeyringPolicy(Policy):
         self._upcall_timeout = upcall_timeout
         self._session_cache = _session_cache() if session_cache is None else session_cache
         self._alive: set[Context] = set()
+        self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
 
     @property
@@ -109,7 +110,10 @@ class KeyringPolicy(Policy):
             self._alive.add(context)
         # The thread holds the context, too: whatever the others do, it ends in order.
         context.get()
-        threading.Thread(target=self._upcall, args=(context,), daemon=True).start()
+        thread = threading.Thread(target=self._upcall, args=(context,), daemon=True)
+        with self._lock:
+            self._threads.add(thread)
+        thread.start()
         if not context.started.wait(self._request_timeout):
             context.failed(
                 ContextError(
@@ -140,6 +144,15 @@ class KeyringPolicy(Policy):
                 self._invalidate(context)
         finally:
             context.put()
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def close(self) -> None:
+        """See :class:`.policy.Policy`: those that take a failed key away are waited for."""
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(2 * FAILURE_SHOWN)
 
     def _request(self, context: Context) -> None:
         """request_key(2), from this thread; raises KeyOperationError."""
