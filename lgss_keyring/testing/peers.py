@@ -97,3 +97,16 @@ def unused_port() -> Iterator[int]:
         held.bind(("127.0.0.1", 0))
         port: int = held.getsockname()[1]
         yield port
+
+
+def lingering(seconds: int) -> tuple[socket.socket, socket.socket]:
+    """A connection whose closing waits: unsent data, SO_LINGER of so many seconds; and the
+    listener behind it, which must be kept."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1)
+    sender = socket.create_connection(listener.getsockname())
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, seconds))
+    sender.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sender.send(bytes(1 << 16))
+    return sender, listener

@@ -20,6 +20,7 @@ import pytest
 from lgss_keyring import payload, pipe, sptlrpc
 from lgss_keyring.errors import LgssError
 from lgss_keyring.sptlrpc import Target
+from lgss_keyring.testing import peers
 from lgss_keyring.testing.site import LOOPBACK_NID, USER_UID, Site
 
 from .conftest import within
@@ -295,15 +296,7 @@ def test_second_lgssd_and_a_stale_socket(site: Site, peer: Peer, daemon: Daemon)
 
 def test_linger_of_one_peer_holds_up_nobody(site: Site, daemon: Daemon) -> None:
     """See test_privsep: here it would be the thread that serves everybody."""
-    sink = socket.create_server(("127.0.0.1", 0), backlog=1)
-    sender = socket.create_connection(sink.getsockname())
-    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 20))
-    sender.setblocking(False)
-    try:
-        while True:
-            sender.send(bytes(1 << 16))
-    except BlockingIOError:
-        pass
+    sender, sink = peers.lingering(20)
     site.kinit()
     with daemon.connect() as hostile:
         try:

@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import socket
-import struct
 import time
 
 import pytest
@@ -18,6 +17,7 @@ from lgss_keyring.channel.lustre import Carrier
 from lgss_keyring.errors import LgssError
 from lgss_keyring.negotiation import Established, Failed
 from lgss_keyring.privsep import Answer, Line, ProtocolError, Worker
+from lgss_keyring.testing import peers
 
 ESTABLISHED = Established(128, b"handle", b"context", 2_000_000_000, "alice@LGSS.TEST")
 FAILED = Failed(errno.ENOKEY, 7 << 16, "no-ticket", "there is no ticket", "run kinit")
@@ -320,15 +320,7 @@ def test_descriptors_that_linger_hold_nobody_up() -> None:
     waits when it is dropped, unless the kernel refuses it or an alarm rings."""
 
     def serve(theirs: socket.socket, work: object) -> None:
-        listener = socket.create_server(("127.0.0.1", 0), backlog=1)
-        sender = socket.create_connection(listener.getsockname())
-        sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 20))
-        sender.setblocking(False)
-        try:
-            while True:
-                sender.send(bytes(1 << 16))
-        except BlockingIOError:
-            pass
+        sender, _listener = peers.lingering(20)
         try:
             socket.send_fds(theirs, [b"Sdstep"], [sender.fileno()])
         except OSError:
