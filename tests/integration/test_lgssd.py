@@ -303,6 +303,7 @@ def test_linger_of_one_peer_holds_up_nobody(site: Site, daemon: Daemon) -> None:
             socket.send_fds(hostile, [b"abc"], [sender.fileno()])
         except OSError as error:
             assert error.errno == errno.EPERM  # the kernel refuses it
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))  # nor shall we wait
         sender.close()
         started = time.monotonic()
         assert isinstance(daemon.ask(upcall().pack())[1], payload.ContextPayload)
