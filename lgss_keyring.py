@@ -22,8 +22,6 @@ OPTIONS = {"-R": "realm", "--realm": "realm", "--config": "config", "--timeout":
 
 
 def main(words: list[str]) -> int:
-    # Whoever holds a lock that we need, the requestor shall have his answer.
-    keyctl.alarm(5)
     options = {"timeout": "30"}
     while len(words) > 1 and words[0] in OPTIONS:
         options[OPTIONS[words[0]]] = words[1]
@@ -34,6 +32,9 @@ def main(words: list[str]) -> int:
         user = key_type == "user" and description.startswith("lgss:")
         if key < 1 or operation != "create" or not (user or key_type == "lgssc") or not 1 < timeout <= 3600:
             raise ValueError
+        # Whoever holds a lock that we need, the requestor shall have his answer. Not after
+        # 5 s (DESIGN): 200 upcalls at once on a slow machine needed longer, and 13 were lost.
+        keyctl.alarm(timeout)
         keyctl.assume_authority(key)
         # With these links a credential that lives only there stays in the child's
         # reach when the authority is gone (PROTOCOL 10). A requestor may have no such
@@ -49,10 +50,9 @@ def main(words: list[str]) -> int:
             # Not to preempt, when woken, the parent that is about to exit: measured, the
             # caller was back 0.9 ms earlier than with the default policy.
             schedule(os.SCHED_BATCH)
-            # Nothing to read means that the key was never instantiated: nobody to serve.
-            if os.read(ready, 1):
-                schedule(os.SCHED_OTHER)
-                serve(key, options, words)
+            told = os.read(ready, 1)
+            schedule(os.SCHED_OTHER)
+            serve(key, options, words, told)
             os._exit(0)
         if user:
             # One more: the kernel counts whole seconds, and our answer must come before.
@@ -79,8 +79,13 @@ def schedule(policy: int) -> None:
         pass  # a container may forbid it; it only cost the caller less
 
 
-def serve(key: int, options: dict[str, str], words: list[str]) -> None:
+def serve(key: int, options: dict[str, str], words: list[str], told: bytes) -> None:
     try:
+        if not told:  # our parent was killed, or has refused
+            from lgss_keyring import refusal
+
+            if not refusal.instantiated(key, sys.argv[1:]):
+                return
         import time  # built in, and no caller waits for this process
 
         started = time.monotonic()

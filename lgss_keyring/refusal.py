@@ -39,6 +39,12 @@ OPTIONS = ("-R", "--realm", "--config", "--timeout")
 REJECTED_LIFE = 2
 FAILURE_LIFE = 2
 PATIENCE = 5.0
+# The default --timeout.
+LIMIT = 30
+KILLED = (
+    "not even instantiated: lgss_keyring was killed, by its alarm (--timeout) or for want of memory; "
+    "this machine is overloaded"
+)
 
 
 def refuse(arguments: Sequence[str], error: Exception) -> int:
@@ -51,6 +57,8 @@ def refuse(arguments: Sequence[str], error: Exception) -> int:
     if arguments and arguments[0] in ("-h", "--help"):
         os.write(1, USAGE.encode())
         return 0
+    if isinstance(error, ValueError):
+        keyctl.alarm(LIMIT)  # the front's own is set when the arguments are found to be good
     number = errno.EINVAL
     reason = why(arguments)
     key = _serial(arguments)
@@ -66,7 +74,8 @@ def refuse(arguments: Sequence[str], error: Exception) -> int:
     if os.isatty(2):
         os.write(2, f"lgss_keyring: {reason}\n{USAGE}".encode())
         return 2
-    _log(key, arguments, reason, number)
+    hint = "check the line in /etc/request-key.d that runs lgss_keyring"
+    _log(key, arguments, "bad-arguments", f"refused: {reason}; {hint}", number)
     return 1
 
 
@@ -88,6 +97,27 @@ def why(arguments: Sequence[str]) -> str:
     if words[2] == "user" and not words[3].startswith("lgss:"):
         return f"a user key named {words[3]!a:.60} is not ours: those begin with lgss:"
     return f"key serial {words[1]!a:.40} is not a positive number"
+
+
+def instantiated(key: int, arguments: Sequence[str]) -> bool:
+    """Whether there is a key to serve although the front has not said so.
+
+    A front that refuses has rejected the key and logged why.  One that was killed (by
+    its alarm, or for want of memory) has perhaps instantiated the key before, and then
+    somebody waits for its answer; if not, the kernel rejects it with ENOKEY when the
+    front is gone, and nobody but us can tell the administrator.
+    """
+    try:
+        # Waits while the key is under construction: until the kernel has seen the front end.
+        keyctl.read(key)
+    except OSError as error:
+        # These two are found out behind the key's state (PROTOCOL 7: no read for lgssc).
+        if error.errno in (errno.EOPNOTSUPP, errno.EACCES):
+            return True
+        if error.errno == errno.ENOKEY:
+            _log(key, arguments, "killed", KILLED, error.errno)
+        return False
+    return True
 
 
 def last_resort(key: int, error: BaseException) -> None:
@@ -126,7 +156,7 @@ def _serial(arguments: Sequence[str]) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 2**31 else 0
 
 
-def _log(key: int, arguments: Sequence[str], reason: str, number: int) -> None:
+def _log(key: int, arguments: Sequence[str], kind: str, text: str, number: int) -> None:
     words = list(arguments)
     config = words[words.index("--config") + 1] if "--config" in words[:-1] else None
     try:
@@ -141,7 +171,7 @@ def _log(key: int, arguments: Sequence[str], reason: str, number: int) -> None:
 
         if pid == 0:
             upcall.daemonize()
-        upcall.log_refusal(key, config, reason, number)
+        upcall.log_refusal(key, config, kind, text, number)
     finally:
         if pid == 0:
             os._exit(1)

@@ -59,15 +59,15 @@ def run(key: int, options: Mapping[str, str], words: Sequence[str], started: flo
         os._exit(status)
 
 
-def log_refusal(key: int, path: str | None, reason: str, error: int) -> None:
-    """Log what the front refused before there was a request; ``path`` names the
-    configuration, ``error`` is the errno given to the requestor."""
+def log_refusal(key: int, path: str | None, kind: str, text: str, error: int) -> None:
+    """Log what ended at the front, before there was a request; ``path`` names the
+    configuration, ``kind`` the cause, ``error`` is the errno given to the requestor."""
     log = _open_log(path)[0]
     log.bind(key=key)
     log.event(
         "warning",
-        f"key {key}: refused: {reason}; check the line in /etc/request-key.d that runs lgss_keyring",
-        error="bad-arguments",
+        f"key {key}: {text}",
+        error=kind,
         errno=errno.errorcode.get(error, str(error)),
     )
 

@@ -69,9 +69,9 @@ def ask(description: str, callout: str | bytes, wait: float, key_type: str = "us
         waited = time.monotonic() - started
         if waited > wait:
             break
-        # To the millisecond, or to 2 %: hundreds of requestors that poll each
+        # To the millisecond, or to 5 %: hundreds of requestors that poll each
         # millisecond are all that a slow machine does. A failure lives for 1 s at least.
-        time.sleep(min(max(0.001, waited / 50), 0.5))
+        time.sleep(min(max(0.001, waited / 20), 0.5))
     return Answer(description, int(key), 0, blocked, updated, data.hex(), read_error)
 
 

@@ -448,6 +448,46 @@ def test_a_front_that_cannot_fork_rejects_with_that_errno(site: Site, root: Requ
         assert "fork: Resource temporarily unavailable" in event["message"]
 
 
+def _front_with(site: Site, name: str, before: str, statement: str) -> Path:
+    """A copy of the front that does one thing more, before the line with ``before``."""
+    text = site.stage.program.read_text()
+    (line,) = [line for line in text.splitlines() if line.strip().startswith(before)]
+    indent = line[: len(line) - len(line.lstrip())]
+    program = site.stage.directory / name
+    program.write_text(text.replace(line, f"{indent}{statement}\n{line}", 1))
+    program.chmod(0o755)
+    return program
+
+
+def test_a_front_that_is_killed_after_it_instantiated_loses_nothing(site: Site, user: Requestor) -> None:
+    """As 5 of 200 were by their alarm on a slow machine: nobody told the child to go on."""
+    program = _front_with(site, "killed_late.py", 'os.write(go, b"1")', "os.kill(os.getpid(), 9)")
+    with site.upcalls(program=program) as upcalls:
+        answer = user.ask(upcalls.name(), user_callout())
+        assert answer.error == 0 and isinstance(payload.unpack(answer.data), payload.ContextPayload)
+        assert "LGSS_ERROR" not in upcalls.events(answer.key)[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "statement", "seconds"),
+    [
+        ("killed", "", "os.kill(os.getpid(), 9)", BLOCKED),
+        ("stuck", "--timeout 2", "os.read(os.pipe()[0], 1)", 3),
+    ],
+)
+def test_a_front_that_ends_before_it_instantiated_is_told_of(
+    site: Site, user: Requestor, name: str, options: str, statement: str, seconds: float
+) -> None:
+    """Killed by whomever, or by its own alarm when it hangs."""
+    program = _front_with(site, f"{name}.py", "if user:", statement)
+    with site.upcalls(options=options, program=program) as upcalls:
+        answer = user.ask(upcalls.name(), user_callout())
+        assert answer.error == errno.ENOKEY and answer.blocked < pace(seconds)
+        (event,) = upcalls.log("LGSS_ERROR=")
+    table.judge("killed", event["LGSS_ERRNO"], event["message"])
+    assert event["LGSS_ERROR"] == "killed" and event["level"] == "warning"
+
+
 @pytest.mark.skipif("LGSS_VM" in os.environ, reason="a count of runs, which emulation makes too long")
 def test_no_ticket_is_told_at_once_500_times(site: Site, upcalls: Upcalls) -> None:
     """The C program takes 1.1 s, and sometimes 200. Here 150 ms more than a success at most,

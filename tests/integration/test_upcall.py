@@ -267,6 +267,7 @@ def test_failure_is_gone_after_two_seconds_and_tried_again(
     proven(site, again)
 
 
+@pytest.mark.skipif("LGSS_VM" in os.environ, reason="there 200 do, and 100 of type lgssc (tests/vm)")
 def test_64_at_once_root_and_users(site: Site) -> None:
     uids = [0 if i % 4 == 0 else 61300 + i % 8 for i in range(64)]
     for uid in sorted(set(uids) - {0}):
