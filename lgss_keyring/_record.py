@@ -28,6 +28,8 @@ class Record:
     """
 
     _fields: tuple[str, ...] = ()
+    _secret: tuple[str, ...] = ()
+    """Fields of keys and the like, which no repr may show: those end up in logs."""
 
     def __init_subclass__(cls) -> None:
         # Not inspect.get_annotations: inspect alone costs 6 ms.
@@ -65,5 +67,10 @@ class Record:
         return hash((type(self), *(self.__dict__[name] for name in self._fields)))
 
     def __repr__(self) -> str:
-        inner = ", ".join(f"{name}={self.__dict__[name]!r}" for name in self._fields)
+        inner = ", ".join(
+            f"{name}=<{len(self.__dict__[name])} bytes>"
+            if name in self._secret
+            else f"{name}={self.__dict__[name]!r}"
+            for name in self._fields
+        )
         return f"{type(self).__name__}({inner})"

@@ -56,6 +56,8 @@ class _Reader:
 class ContextPayload(Record):
     """Success: u32 seq_win (not 0), u32 length, handle, u32 length, ctx."""
 
+    _secret = ("context",)
+
     seq_win: int
     handle: bytes
     context: bytes
@@ -112,6 +114,8 @@ def unpack(data: bytes) -> ContextPayload | FailurePayload:
 class Krb5Context(Record):
     """ctx of krb5, version 2: u32 2, u32 endtime (seconds since the epoch), u32 flags,
     u64 send_seq, u32 enctype, u32 key size, u32 3, Ke, Ki, Kc."""
+
+    _secret = ("ke", "ki", "kc")
 
     endtime: int
     flags: int

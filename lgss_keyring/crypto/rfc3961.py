@@ -16,6 +16,8 @@ BLOCK = 16
 class Krb5Keys(Record):
     """Ke encrypts, Ki authenticates wrap tokens, Kc makes MIC tokens."""
 
+    _secret = ("ke", "ki", "kc")
+
     ke: bytes
     ki: bytes
     kc: bytes
