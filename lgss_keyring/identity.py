@@ -49,6 +49,9 @@ def replace_environment(krb5_config: str, canonicalize: bool = True) -> None:
         os.environ["KRB5_CONFIG"] = krb5_config
 
 
+NOGROUP = 65534
+
+
 def primary_group(uid: int, fallback: int) -> int:
     """The primary gid of ``uid`` by passwd(5), or ``fallback`` for a user without an
     entry.  The name service may block: call it where a deadline holds."""

@@ -98,6 +98,45 @@ def members(keyring: int) -> list[int]:
     return [int.from_bytes(data[at : at + 4], sys.byteorder) for at in range(0, len(data), 4)]
 
 
+COLLECTION = b"_krb_"
+"""What libkrb5 puts before the name of a collection of KEYRING caches."""
+
+
+def has_collection(keyring: int) -> bool:
+    """Whether there is any collection of KEYRING caches in ``keyring``."""
+    try:
+        found = members(keyring)
+    except KeyOperationError:
+        return False
+    for key in found:
+        try:
+            if COLLECTION in keyutils.describe_key(key):
+                return True
+        except keyutils.Error:
+            pass  # gone, or not ours to look at
+    return False
+
+
+def owner(key: int) -> int:
+    """The uid that ``key`` belongs to."""
+    return int(describe(key).split(";")[1])
+
+
+def join_session() -> None:
+    """Give the calling thread, alone, a new session keyring."""
+    _call("join a session keyring as", 0, keyutils.join_session_keyring)
+
+
+def leave_session() -> None:
+    """Have a new session keyring, where there are keyrings at all: containers mostly forbid
+    them, and then there is nothing to leave."""
+    try:
+        join_session()
+    except KeyOperationError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+
+
 def search(keyring: int, key_type: str, description: bytes) -> int:
     """The serial of a key in ``keyring`` or below it, 0 if there is none in reach."""
     try:

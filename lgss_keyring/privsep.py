@@ -178,6 +178,17 @@ class Line:
         self._socket = end
         self._left = STEP_LIMIT - 1
 
+    def alone(self) -> None:
+        """Close all other descriptors but the first three: what the monitor has open is
+        not the user's, who may become this worker's master."""
+        for name in os.listdir("/proc/self/fd"):
+            number = int(name)
+            if number > 2 and number != self._socket.fileno():
+                try:
+                    os.close(number)
+                except OSError:
+                    pass  # the listing's own
+
     def group(self, gid: int) -> None:
         """Tell the user's primary group; before anything else, and as root."""
         self._socket.send(pack_group(gid))
@@ -209,13 +220,14 @@ class Line:
         self._socket.send(pack_outcome(outcome))
 
 
-def refuse_descriptors(end: socket.socket) -> None:
-    """Let nobody send descriptors to ``end``, where the kernel can (6.16): dropping one may
-    wait, for a socket's SO_LINGER say, in whoever receives it."""
+def refuse_descriptors(end: socket.socket) -> bool:
+    """Let nobody send descriptors to ``end``, where the kernel can (6.16; else False):
+    dropping one may wait, for a socket's SO_LINGER say, in whoever receives it."""
     try:
         end.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
     except OSError:
-        pass  # there is the alarm
+        return False
+    return True
 
 
 class _Alarm:

@@ -46,7 +46,8 @@ def serve(
         return _work(request, settings, monitor, forked, line)
 
     def report(level: str, text: str) -> None:
-        log.event(level, f"key {request.key}: {text}", step="negotiation")
+        what = "request" if request.description == "pipe" else "key"
+        log.event(level, f"{what} {request.key}: {text}", step="negotiation")
 
     return Worker(work, carrier).wait(deadline, limit, setting, report)
 
@@ -56,12 +57,15 @@ def _work(
 ) -> Established | Failed:
     """The worker's part; nothing before :func:`identity.become` may read what the
     user controls."""
+    line.alone()
     identity.replace_environment(settings.krb5.config, settings.names.canonicalize)
     # Loaded while still root: the user need not be able to read the installation, and
     # his mount namespace need not have it.
     negotiation.preload(request)
     way = channel.for_request(request, settings, line.carry)
     gid = request.requestor_gid if request.requestor_uid == request.uid else request.gid
+    if request.uid and not gid and request.requestor_uid == 0:
+        gid = identity.NOGROUP  # root's own, not this user's
     gid = identity.primary_group(request.uid, gid)
     line.group(gid)
     place = namespaces.find(request, forked)

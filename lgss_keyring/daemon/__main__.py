@@ -6,9 +6,8 @@ import functools
 import os
 
 import click
-import keyutils
 
-from .. import config
+from .. import config, keys
 from ..errors import LgssError
 from ..log import Log
 from ..sptlrpc.pipe import DEFAULT_SOCKET
@@ -30,7 +29,7 @@ def main(path: str, config_file: str | None) -> None:
     except LgssError as error:
         raise click.ClickException(f"{error.reason}; {error.hint}" if error.hint else error.reason) from error
     # Whoever started us may have tickets in his session: they are not the users'.
-    keyutils.join_session_keyring()
+    keys.leave_session()
     os.umask(0o077)
     log = Log(settings.log.level, settings.log.file)
     # Loaded once: what the workers need is here when they are forked.
@@ -45,11 +44,13 @@ def main(path: str, config_file: str | None) -> None:
     # The worker's limit comes first: it knows the words.
     limit = settings.upcall.timeout + 10.0
     try:
-        serving = server.Server(listener, functools.partial(requests.handle, settings=settings), limit, log)
+        handle = functools.partial(requests.handle, settings=settings)
+        serving = server.Server(listener, handle, limit, log, requests.request_of)
         serving.run(lambda: click.echo(f"listening at {path}"))
     finally:
-        listener.close()
+        # In this order: as long as somebody listens nobody else takes the path for stale.
         os.unlink(path)
+        listener.close()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from .. import callout, negotiation, service
+from .. import callout, keys, negotiation, service
 from ..callout import UpcallRequest
 from ..errors import LgssError
 from ..log import Log
@@ -53,6 +53,8 @@ def request_of(upcall: Upcall, peer: Peer) -> UpcallRequest:
 def handle(upcall: Upcall, peer: Peer, settings: Config) -> bytes:
     """The key payload (PROTOCOL 7) that answers ``upcall``; every error is one, too."""
     started = time.monotonic()
+    # A worker can put a keyring there that the next one's libkrb5 would look into.
+    keys.leave_session()
     log = Log(settings.log.level, settings.log.file, started=started)
     log.bind(uid=upcall.uid, target=f"{upcall.obd_name}@0x{upcall.nid:x}", mech="krb5", peer=peer.uid)
     limit = settings.upcall.timeout

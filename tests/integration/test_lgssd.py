@@ -21,7 +21,7 @@ from lgss_keyring import payload, pipe, sptlrpc
 from lgss_keyring.errors import LgssError
 from lgss_keyring.sptlrpc import Target
 from lgss_keyring.testing import peers
-from lgss_keyring.testing.site import LOOPBACK_NID, USER_UID, Site
+from lgss_keyring.testing.site import HOST, LOOPBACK_NID, USER_UID, Site
 
 from .conftest import within
 from .test_sptlrpc import Peer, in_user
@@ -32,12 +32,18 @@ TARGET = Target(LOOPBACK_NID, 1, "lgss-MDT0000-mdc")
 class Daemon:
     """lgssd in a process of its own."""
 
-    def __init__(self, site: Site, port: int, **upcall: Any) -> None:
+    def __init__(self, site: Site, port: int, wrapper: list[str] | None = None, **upcall: Any) -> None:
         self.path = str(site.directory / f"lgssd-{time.monotonic_ns()}.socket")
-        settings = {"rpcsec_gss": {"port": port}, "upcall": {"timeout": 5, **upcall}}
+        settings = {
+            "rpcsec_gss": {"port": port},
+            "upcall": {"timeout": 5, **upcall},
+            # A record of the pipe does not tell this node's NID, by whose name it is found else.
+            "krb5": {"principal": f"lustre_root/{HOST}"},
+        }
         with site.upcalls(settings) as upcalls:  # for its configuration; the rule is not needed
             self.config, self.log_file = upcalls.config_file, upcalls.log_file
-        command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "lgss_keyring.daemon"]
+        command = ["setpriv", "--pdeathsig", "KILL", *(wrapper or [])]
+        command += [sys.executable, "-m", "lgss_keyring.daemon"]
         command += ["--socket", self.path, "--config", str(self.config)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
@@ -46,8 +52,8 @@ class Daemon:
 
     def connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.settimeout(10)
         connection.connect(self.path)
+        connection.settimeout(10)
         return connection
 
     def ask(self, record: bytes) -> tuple[int, payload.ContextPayload | payload.FailurePayload]:
@@ -128,6 +134,13 @@ def test_ordinary_peer_gets_his_own_alone(site: Site, daemon: Daemon) -> None:
     assert "may not ask for" in daemon.log_file.read_text()
 
 
+def test_machine(site: Site, daemon: Daemon) -> None:
+    """For root alone: see test_ordinary_peer_gets_his_own_alone."""
+    with sptlrpc.create_policy("pipe", path=daemon.path) as policy, policy.create_sec(TARGET, "krb5i") as sec:
+        sec.release_ctx(sec.lookup_ctx(0).refresh(10))
+    assert f"established as lustre_root/{HOST}@" in daemon.log_file.read_text()
+
+
 def test_failures_are_told(site: Site, daemon: Daemon) -> None:
     site.realm.ccache_of(61360).unlink(missing_ok=True)
     seq, answer = daemon.ask(upcall(61360, seq=77).pack())
@@ -178,31 +191,189 @@ def test_killed_monitor_is_answered(site: Site, daemon: Daemon) -> None:
 
 
 def test_one_user_cannot_take_all_workers(site: Site, daemon: Daemon) -> None:
+    """What is too much waits in its sender's queue: nothing is refused, and others go ahead."""
     site.kinit()
     site.kinit(61999)
+    reader, writer = os.pipe()
+
+    def flood() -> list[int]:
+        with daemon.connect() as connection:
+            for seq in range(1, 41):
+                connection.send(upcall(seq=seq).pack())
+            os.write(writer, b"x")
+            answers = [pipe.unpack_downcall(connection.recv(8192)) for _ in range(40)]
+        return sorted(seq for seq, answer in answers if isinstance(answer, payload.ContextPayload))
+
+    found: list[list[int]] = []
     site.realm.pause_kdc()
     try:
-
-        def flood() -> list[int]:
-            with daemon.connect() as connection:
-                for seq in range(1, 41):
-                    connection.send(upcall(seq=seq).pack())
-                time.sleep(0.5)
-                connection.settimeout(0.5)
-                refused = []
-                try:
-                    while True:
-                        seq, answer = pipe.unpack_downcall(connection.recv(1000))
-                        assert isinstance(answer, payload.FailurePayload)
-                        refused.append(answer.rpc_error)
-                except TimeoutError:
-                    return refused
-
-        refused = in_user(USER_UID, flood)
-        assert refused.count(errno.EBUSY) == 24
+        thread = threading.Thread(target=lambda: found.append(in_user(USER_UID, flood)))
+        thread.start()
+        assert os.read(reader, 1)
+        assert within(3, lambda: len(daemon.children()) == 16)
+        time.sleep(0.3)
+        assert len(daemon.children()) == 16
+        # Another user's request is taken at once; the KDC answers none of them.
+        with daemon.connect() as other:
+            other.send(upcall(61999).pack())
+            assert within(1, lambda: len(daemon.children()) == 17)
     finally:
         site.realm.resume_kdc()
-    assert isinstance(daemon.ask(upcall(61999).pack())[1], payload.ContextPayload)
+    thread.join()
+    assert found == [list(range(1, 41))]
+    os.close(reader)
+    os.close(writer)
+
+
+def test_refusals_cost_no_process_and_few_lines(daemon: Daemon) -> None:
+    def ask() -> list[int]:
+        with daemon.connect() as connection:
+            numbers = []
+            for seq in range(1, 101):
+                connection.send(upcall(0, seq=seq).pack())
+                answer = pipe.unpack_downcall(connection.recv(100))[1]
+                assert isinstance(answer, payload.FailurePayload)
+                numbers.append(answer.rpc_error)
+        return numbers
+
+    before = forks_of_the_machine()
+    started = time.monotonic()
+    assert in_user(USER_UID, ask) == [errno.EACCES] * 100
+    assert forks_of_the_machine() - before < 50
+    lines = daemon.log_file.read_text().splitlines()
+    assert len(lines) <= 10 * (2 + time.monotonic() - started) and "more of this user's" in lines[9]
+
+
+def forks_of_the_machine() -> int:
+    (line,) = [line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("processes")]
+    return int(line.split()[1])
+
+
+def inodes(pid: int) -> set[str]:
+    """What the process has open, beyond the first three."""
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        if int(entry.name) > 2:
+            found.add(os.readlink(entry))
+    return found
+
+
+def test_worker_has_nothing_of_the_servers(site: Site, daemon: Daemon) -> None:
+    """It is to be taken for its user: no connection, event queue or pipe of ours is his."""
+    site.kinit()
+    site.realm.pause_kdc()
+    try:
+        with daemon.connect() as connection:  # root's
+            connection.send(upcall(seq=9).pack())
+
+            def workers() -> list[str]:
+                return [
+                    each
+                    for child in daemon.children()
+                    for each in Path(f"/proc/{child}/task/{child}/children").read_text().split()
+                    if f"Uid:\t{USER_UID}" in Path(f"/proc/{each}/status").read_text()
+                ]
+
+            assert within(3, lambda: len(workers()) == 1)
+            monitor, worker = int(daemon.children()[0]), int(workers()[0])
+            servers = inodes(daemon.pid)
+            assert any("eventpoll" in name for name in servers) and len(servers) == 4
+            assert not inodes(worker) & servers
+            assert inodes(monitor) & servers <= {name for name in servers if name.startswith("socket:")}
+            assert len(inodes(monitor) & servers) == 1  # the connection that it answers on
+    finally:
+        site.realm.resume_kdc()
+
+
+def test_without_keyrings(site: Site, peer: Peer) -> None:
+    """As in most containers: keyctl(2), add_key(2) and request_key(2) are forbidden."""
+    site.kinit()
+    daemon = Daemon(site, peer.port, wrapper=[sys.executable, "-c", NO_KEYRINGS])
+    try:
+        assert isinstance(daemon.ask(upcall().pack())[1], payload.ContextPayload)
+        assert isinstance(daemon.ask(upcall(0).pack())[1], payload.ContextPayload)
+    finally:
+        daemon.close()
+
+
+# A seccomp filter (seccomp(2)) for x86-64 and arm64, whose numbers differ: EPERM, as Docker's.
+NO_KEYRINGS = """
+import ctypes, os, platform, struct, sys
+calls = {"x86_64": (248, 249, 250), "aarch64": (217, 218, 219)}[platform.machine()]
+program = [(0x20, 0, 0, 0)]
+for at, number in enumerate(calls):
+    program.append((0x15, len(calls) - at, 0, number))
+program += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x00050001)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in program))
+libc = ctypes.CDLL(None, use_errno=True)
+filter = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(code)))
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, filter, 0, 0) == 0, ctypes.get_errno()
+assert libc.syscall(calls[2], 0, -3, 0) == -1 and ctypes.get_errno() == 1
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_no_file_is_taken_for_a_stale_socket(site: Site, daemon: Daemon) -> None:
+    path = site.directory / "precious"
+    path.write_text("data")
+    command = [sys.executable, "-m", "lgss_keyring.daemon", "--socket", str(path)]
+    done = subprocess.run(
+        [*command, "--config", str(daemon.config)], capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 1 and "Address already in use" in done.stderr
+    assert path.read_text() == "data"
+
+
+def test_policy_after_fork(site: Site, daemon: Daemon) -> None:
+    """The child has a connection of its own: on one they would take each other's answers."""
+    for uid in (USER_UID, 61999):
+        site.kinit(uid)
+    with sptlrpc.create_policy("pipe", path=daemon.path) as policy, policy.create_sec(TARGET, "krb5i") as sec:
+        sec.release_ctx(sec.lookup_ctx(USER_UID).refresh(10))
+
+        def child() -> list[str]:
+            found = []
+            for _ in range(3):
+                with sec.lookup_ctx(61999) as context:
+                    found.append(context.refresh(10).handle.hex())
+                    context.die()
+            return found
+
+        theirs: list[list[str]] = []
+        thread = threading.Thread(target=lambda: theirs.append(in_user(0, child)))
+        thread.start()
+        ours = []
+        for _ in range(3):
+            with sec.lookup_ctx(USER_UID) as context:
+                ours.append(context.refresh(10).handle.hex())
+                context.die()
+        thread.join()
+        handles = {*ours, *theirs[0]}
+        # The first of ours was there before.
+        assert len(handles) == 6
+
+
+def test_full_house(site: Site, daemon: Daemon) -> None:
+    """An ordinary user's idle connections give way: subordinate uids make many users of one."""
+    idle: list[socket.socket] = []
+
+    def connect(uid: int) -> None:
+        os.seteuid(uid)
+        try:
+            idle.extend(daemon.connect() for _ in range(32))
+        finally:
+            os.seteuid(0)
+
+    site.kinit()
+    try:
+        for uid in range(62000, 62009):  # 288
+            connect(uid)
+        assert isinstance(daemon.ask(upcall().pack())[1], payload.ContextPayload)
+        assert idle[0].recv(1) == b""
+    finally:
+        for connection in idle:
+            connection.close()
 
 
 def test_answers_nobody_asked_for_are_dropped(site: Site) -> None:
@@ -294,18 +465,65 @@ def test_second_lgssd_and_a_stale_socket(site: Site, peer: Peer, daemon: Daemon)
     again.stdout.close()
 
 
-def test_linger_of_one_peer_holds_up_nobody(site: Site, daemon: Daemon) -> None:
-    """See test_privsep: here it would be the thread that serves everybody."""
+def lingering_record(connection: socket.socket) -> tuple[socket.socket, bool]:
+    """Send a descriptor whose last reference takes 20 s to drop; False if it was refused."""
     sender, sink = peers.lingering(20)
-    site.kinit()
-    with daemon.connect() as hostile:
+    try:
+        socket.send_fds(connection, [b"abc"], [sender.fileno()])
+        sent = True
+    except OSError as error:
+        assert error.errno == errno.EPERM
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))  # nor shall we wait
+        sent = False
+    sender.close()
+    return sink, sent
+
+
+@pytest.mark.parametrize("kernel", ["this", "before 6.16"])
+@pytest.mark.parametrize("then", ["stays", "goes"])
+def test_linger_of_one_peer_holds_up_nobody(
+    site: Site, peer: Peer, monkeypatch: pytest.MonkeyPatch, kernel: str, then: str
+) -> None:
+    """It would be the thread that serves everybody. A kernel before 6.16 cannot be told to
+    refuse descriptors: here by not telling it."""
+    daemon = Daemon(site, peer.port, wrapper=None if kernel == "this" else OLD_KERNEL)
+    sinks = []
+    uid = USER_UID
+    site.kinit(uid)
+    try:
+        os.seteuid(uid)
         try:
-            socket.send_fds(hostile, [b"abc"], [sender.fileno()])
-        except OSError as error:
-            assert error.errno == errno.EPERM  # the kernel refuses it
-            sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))  # nor shall we wait
-        sender.close()
+            hostile = daemon.connect()
+        finally:
+            os.seteuid(0)
+        for _ in range(2):
+            sink, sent = lingering_record(hostile)
+            sinks.append(sink)
+            assert sent or kernel == "this"
+        if then == "goes":
+            hostile.close()
         started = time.monotonic()
-        assert isinstance(daemon.ask(upcall().pack())[1], payload.ContextPayload)
+        for _ in range(3):
+            assert isinstance(daemon.ask(upcall().pack())[1], payload.ContextPayload)
         assert time.monotonic() - started < 3
-    sink.close()
+        if then == "stays":
+            if sent:
+                with pytest.raises(ConnectionResetError):
+                    hostile.recv(1)
+                assert "sends descriptors" in daemon.log_file.read_text()
+            hostile.close()
+    finally:
+        started = time.monotonic()
+        daemon.close()
+        for sink in sinks:
+            sink.close()
+    assert time.monotonic() - started < 3
+
+
+OLD_KERNEL = [
+    sys.executable,
+    "-c",
+    "import sys; from lgss_keyring import privsep; privsep.refuse_descriptors = lambda end: False;"
+    "from lgss_keyring.daemon import __main__; sys.argv[0:4] = ['lgssd'];"
+    "__main__.main()",
+]
