@@ -8,8 +8,10 @@ dropped as soon as the context is no longer usable.
 
 from __future__ import annotations
 
+import copy
 import enum
 import errno
+import math
 import os
 import threading
 import time
@@ -66,6 +68,8 @@ class Context:
         self.error: LgssError | None = None
         self.endtime = 0
         """Seconds since the epoch."""
+        self._until = GSSNULL_END
+        """The end of a grace that began before there was an answer."""
         self.handle = b""
         self.session: Session | None = None
         self.key = 0
@@ -137,7 +141,7 @@ class Context:
                 major=GSS_S_NO_CONTEXT,
             )
         if self.error is not None:
-            raise self.error
+            raise self.fresh_error()
         return self
 
     def refresh_later(self) -> Future[Context]:
@@ -151,13 +155,22 @@ class Context:
         return future
 
     def die(self, grace: float = 0) -> None:
-        """Make it unusable, after ``grace`` seconds for those who hold it; look-ups do not
-        find it from now on."""
-        if grace > 0:
-            self.sec.uncache(self)
-            self.endtime = min(self.endtime or GSSNULL_END, int(time.time() + grace))
+        """Make it unusable, after ``grace`` seconds (rounded up) for those who hold it;
+        look-ups do not find it from now on.
+
+        One that is new is still found, with ``grace``, until it has its answer: a key that
+        was got out of the way before would never have one.
+        """
+        if grace <= 0:
+            self._die("it was ended", errno.EKEYREVOKED)
             return
-        self._die("it was ended", errno.EKEYREVOKED)
+        end = math.ceil(time.time() + grace)
+        with self._lock:
+            self._until = min(self._until, end)
+            if self.state is State.NEW:
+                return
+            self.endtime = min(self.endtime, end)
+        self.sec.uncache(self)
 
     def _die(self, why: str, number: int) -> None:
         with self._lock:
@@ -166,8 +179,7 @@ class Context:
             self.state = State.DEAD
             if self.error is None:
                 self.error = ContextError(f"the context of uid {self.uid} is dead: {why}", errno=number)
-        self._wake()
-        self.sec.uncache(self)
+        self._end()
 
     # What the policies call.
 
@@ -195,8 +207,11 @@ class Context:
                 return
             self.session = Session(krb5, flavor, answer.seq_win)
             self.handle = answer.handle
-            self.endtime = krb5.endtime if krb5 else GSSNULL_END
+            self.endtime = min(krb5.endtime if krb5 else GSSNULL_END, self._until)
             self.state = State.UP_TO_DATE
+            flushed = self._until < GSSNULL_END
+        if flushed:
+            self.sec.uncache(self)
         self._wake()
 
     def failed(self, error: LgssError) -> None:
@@ -205,8 +220,15 @@ class Context:
             if self.state is not State.NEW:
                 return
             self.error, self.state = error, State.ERROR
-        self._wake()
-        self.sec.uncache(self)
+        self._end()
+
+    def _end(self) -> None:
+        # Out of the cache before anybody is told: who is called back by a future may look
+        # up again, in this very thread.
+        try:
+            self.sec.uncache(self)
+        finally:
+            self._wake()
 
     def _wake(self) -> None:
         self.started.set()
@@ -217,10 +239,20 @@ class Context:
             self._tell(future)
 
     def _tell(self, future: Future[Context]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
         if self.error is not None:
-            future.set_exception(self.error)
+            future.set_exception(self.fresh_error())
         else:
             future.set_result(self)
+
+    def fresh_error(self) -> LgssError:
+        """The error, to be raised: the same object raised again and again would collect a
+        traceback of each time, with all that its frames hold."""
+        assert self.error is not None
+        error = copy.copy(self.error)
+        error.__cause__ = self.error.__cause__
+        return error
 
     # Messages: see Session.
 
@@ -228,9 +260,17 @@ class Context:
         if self.session is None or self.state is not State.UP_TO_DATE or time.time() >= self.endtime:
             self.validate()
             if self.error is not None:
-                raise self.error
-            raise ContextError(f"the context of uid {self.uid} is {self.state.value}", major=GSS_S_NO_CONTEXT)
+                raise self.fresh_error()
+            raise ContextError(
+                f"the context of uid {self.uid} is {self.state.value}: refresh it first",
+                errno=errno.EAGAIN,
+                major=GSS_S_NO_CONTEXT,
+            )
         return self.session
+
+    def overhead(self) -> int:
+        """At most how many bytes its tokens add to a message of any size."""
+        return self._usable().overhead()
 
     def sign(self, pieces: Sequence[Bytes]) -> bytes:
         """:meth:`.session.Session.sign`; raises ContextError, as all of these do."""

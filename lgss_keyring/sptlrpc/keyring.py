@@ -6,9 +6,11 @@ How the pieces of the design are done with what user space has:
   keyring it is in: the key is linked into the user keyring (@u), and @u is linked into the
   thread keyring where the request is made.  That is a thread of its own for each request: a
   thread keyring belongs to its thread, so the caller's keyrings are never touched and
-  nothing has to be restored.  Alternatives: linking @u into the caller's own @t and out
-  again leaves an empty thread keyring behind; a session keyring joined for the time of the
-  request (the design's way) would be seen by all that the process does meanwhile.
+  nothing has to be restored.  Linking @u into the caller's own @t and out again would leave
+  an empty thread keyring behind.  Where nothing of the session's is needed (the machine's
+  contexts, and those for others) that thread also joins a session keyring of its own, the
+  design's way: root's may be that of the user who called su(1), and be full of his keys.
+- *No key of another user's is taken*, wherever it is found.
 - *A session with credentials of its own* (3.2, NRL) has its own keys: linked into that session
   keyring only, with its serial in their names.
 - *The caller goes on when the key is instantiated* (5.3), and the same thread then waits for
@@ -22,6 +24,7 @@ How the pieces of the design are done with what user space has:
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 import time
@@ -30,7 +33,11 @@ from .. import keys, payload
 from ..callout import format_callout
 from ..errors import KeyOperationError, LgssError
 from .context import Context, ContextError, State
-from .policy import Policy
+from .policy import Policy, group_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .sec import SecurityObject
 
 PLACEHOLDER = b"\0"
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
@@ -44,9 +51,10 @@ class KeyringPolicy(Policy):
     """``prefix`` of all descriptions (a request-key rule must match it); seconds:
     ``request_timeout`` for request_key(2) itself, ``upcall_timeout`` for the answer.
 
-    ``session_cache``: the name of a collection of credentials ("krb5's KEYRING:session:NAME")
-    whose presence in a session keyring gives that session contexts of its own; None: as
-    KRB5CCNAME says.
+    ``session_cache``: the name of a collection of credentials (krb5's KEYRING:session:NAME)
+    whose presence in a session keyring gives that session contexts of its own; None: any
+    collection there; empty: none.  Credentials there that krb5.conf does not lead to cost
+    an upcall for each session, nothing more.
     """
 
     name = "keyring"
@@ -61,7 +69,7 @@ class KeyringPolicy(Policy):
         self._prefix = prefix
         self._request_timeout = request_timeout
         self._upcall_timeout = upcall_timeout
-        self._session_cache = _session_cache() if session_cache is None else session_cache
+        self._session_cache = session_cache
         self._alive: set[Context] = set()
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
@@ -71,20 +79,26 @@ class KeyringPolicy(Policy):
         """See :class:`.policy.Policy`."""
         return len(self._alive)
 
-    def domain(self, uid: int) -> int:
+    def domain(self, sec: SecurityObject, uid: int) -> int:
         """See :class:`.policy.Policy`."""
-        if not self._session_cache:
+        # Who asks for another or for the machine brings no credentials along.
+        if self._session_cache == "" or not _own(sec, uid):
             return 0
-        found = keys.search(keys.SESSION, "keyring", b"_krb_" + self._session_cache.encode())
+        if self._session_cache is None:
+            found = keys.has_collection(keys.SESSION)
+        else:
+            name = keys.COLLECTION + self._session_cache.encode()
+            found = bool(keys.search(keys.SESSION, "keyring", name))
         return keys.serial_of(keys.SESSION) if found else 0
 
     def description(self, context: Context) -> str:
-        """The key's name, unique over uid, target, client and connection (5.1)."""
+        """The key's name, unique over uid, target, client and connection (5.1), and over
+        what is asked for."""
         target = context.sec.target
         session = f":s{context.domain:x}" if context.domain else ""
         return (
             f"{self._prefix}{context.uid}@{target.obd_name}@{target.nid:x}:{target.client_uuid}"
-            f":{target.connection}:{context.sec.flavor}{session}"
+            f":{target.connection}:{context.sec.flavor}:{target.service}{_flags(context)}{session}"
         )
 
     def _callout(self, context: Context) -> str:
@@ -92,8 +106,8 @@ class KeyringPolicy(Policy):
         return format_callout(
             mechanism=flavor.mechanism,
             uid=context.uid,
-            gid=os.getegid(),
-            flags="" if context.uid else context.sec.root_flags,
+            gid=group_of(context.uid),
+            flags=_flags(context),
             service_type=flavor.service_type,
             lustre_service=target.service,
             target_nid=target.nid,
@@ -113,7 +127,15 @@ class KeyringPolicy(Policy):
         thread = threading.Thread(target=self._upcall, args=(context,), daemon=True)
         with self._lock:
             self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            with self._lock:
+                self._threads.discard(thread)
+            context.put()
+            raise ContextError(
+                "cannot start a thread for the request", errno=errno.EAGAIN, hint="a limit of processes"
+            ) from error
         if not context.started.wait(self._request_timeout):
             context.failed(
                 ContextError(
@@ -123,8 +145,7 @@ class KeyringPolicy(Policy):
                 )
             )
         if context.state is State.ERROR and not context.key:
-            assert context.error is not None
-            raise context.error
+            raise context.fresh_error()
 
     def _upcall(self, context: Context) -> None:
         try:
@@ -151,11 +172,14 @@ class KeyringPolicy(Policy):
         """See :class:`.policy.Policy`: those that take a failed key away are waited for."""
         with self._lock:
             threads = list(self._threads)
+        end = time.monotonic() + 2 * FAILURE_SHOWN
         for thread in threads:
-            thread.join(2 * FAILURE_SHOWN)
+            thread.join(max(0, end - time.monotonic()))
 
     def _request(self, context: Context) -> None:
         """request_key(2), from this thread; raises KeyOperationError."""
+        if not _own(context.sec, context.uid):
+            keys.join_session()  # this thread alone does
         ring = keys.SESSION if context.domain else keys.USER
         if not context.domain:
             keys.link(keys.USER, keys.THREAD)
@@ -179,6 +203,17 @@ class KeyringPolicy(Policy):
             _unlink_revoked(name, context.keyrings[0])
             time.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
+        owner = keys.owner(key)
+        if owner != os.geteuid():
+            # It was found in a session keyring that somebody else has filled, and the kernel
+            # has linked it into our ring. Its payload is his choice.
+            keys.unlink(key, ring)
+            raise KeyOperationError(
+                f"key {key} named {name} is uid {owner}'s",
+                errno=errno.EACCES,
+                kind="request",
+                hint="it is in the session keyring, which somebody else has filled: keyctl show",
+            )
         context.key = key
         if context.state is State.NEW:
             context.started.set()
@@ -221,7 +256,10 @@ class KeyringPolicy(Policy):
         if not context.key or (error is not None and error.kind == "upcall"):
             return  # the upcall's own failure is for all who wait for this key: see _upcall
         thread = threading.Thread(target=self._invalidate, args=(context,), daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            return  # no more threads: it stays until it expires, and the next one may find it
         thread.join()
 
     def destroy(self, context: Context) -> None:
@@ -233,9 +271,14 @@ class KeyringPolicy(Policy):
     def _invalidate(context: Context) -> None:
         """Invalidate the key by its serial; in a thread of its own, which gets @u in reach."""
         try:
-            if not context.domain:
+            try:
+                # Mostly the session has @u; a thread keyring costs of the user's quota.
+                keys.invalidate(context.key)
+            except KeyOperationError as error:
+                if context.domain or error.errno != errno.EACCES:
+                    raise
                 keys.link(keys.USER, keys.THREAD)
-            keys.invalidate(context.key)
+                keys.invalidate(context.key)
         except KeyOperationError:
             pass  # it has gone by itself: expired, invalidated by another process
 
@@ -251,22 +294,32 @@ class KeyringPolicy(Policy):
         return f"key {context.key} ({told}) in keyring {rings}"
 
 
-def _session_cache() -> str:
-    """NAME of KRB5CCNAME=KEYRING:session:NAME, or empty."""
-    kind, _, rest = os.environ.get("KRB5CCNAME", "").partition(":")
-    anchor, _, collection = rest.partition(":")
-    return collection.partition(":")[0] if (kind, anchor) == ("KEYRING", "session") else ""
+def _own(sec: SecurityObject, uid: int) -> bool:
+    """Whether a context of ``uid`` is made with this process's own credentials: the handler
+    takes no others from its keyrings."""
+    return uid == os.geteuid() and not (uid == 0 and sec.root_flags)
+
+
+def _flags(context: Context) -> str:
+    return "" if context.uid else context.sec.root_flags
 
 
 def _unlink_revoked(name: str, ring: int) -> None:
     """Unlink the revoked key called ``name`` from ``ring``, if there is one.
 
     As long as it is there request_key(2) makes no successor of that name, so this cannot
-    hit one.  An invalidated key is left to the collector: its place may be free, and taken
-    again, at any moment.
+    hit one; the lock keeps other processes that do this from taking it away between the look
+    and the unlinking.  An invalidated key is left to the collector: its place may be free,
+    and taken again, at any moment.
     """
     wanted = f"{name}:".encode()
     with open("/proc/keys", "rb") as listed:
+        for _ in range(20):
+            try:
+                fcntl.flock(listed, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(FIRST_PAUSE)  # whoever keeps it longer only wants to be in the way
         for line in listed:
             words = line.split(None, 8)
             if len(words) == 9 and b"R" in words[1] and b"i" not in words[1] and words[8].startswith(wanted):

@@ -9,131 +9,148 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import select
 import socket
+import struct
 import threading
 import time
 
 from .. import pipe
 from ..errors import LgssError
 from .context import Context, ContextError
-from .policy import Policy
+from .policy import Policy, group_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DEFAULT_SOCKET = "/run/lgssd.socket"
+CONNECT_TIME = struct.pack("@ll", 1, 0)
+"""A struct timeval of a second."""
+LOOK_SECONDS = 0.1
+NOT_RUNNING = "is lgssd running?"
 
 
 class ContextTable:
-    """Contexts by the seq of their upcall, until it is answered: the hash table that the
-    keyring policy does without."""
+    """Contexts and deadlines (time.monotonic()) by the seq of their upcall, until it is
+    answered: the hash table that the keyring policy does without.  Holds a reference of
+    each."""
 
-    def __init__(self) -> None:
-        self._contexts: dict[int, Context] = {}
-        self._numbers = itertools.count(1)
+    def __init__(self, numbers: Iterator[int]) -> None:
+        self._waiting: dict[int, tuple[Context, float]] = {}
+        self._numbers = numbers
         self._lock = threading.Lock()
+        self.ended = False
 
-    def add(self, context: Context) -> int:
-        """Take ``context`` in; gives its seq."""
+    def add(self, context: Context, deadline: float) -> int:
+        """Take ``context`` in; gives its seq, or 0 when nothing is answered any more."""
         with self._lock:
-            seq = next(self._numbers) & pipe.U32
-            self._contexts[seq] = context
+            if self.ended:
+                return 0
+            seq = next(self._numbers) & pipe.U32 or next(self._numbers) & pipe.U32
+            self._waiting[seq] = context.get(), deadline
         return seq
 
     def take(self, seq: int) -> Context | None:
-        """Take the context of ``seq`` out; None if there is none."""
+        """Take the context of ``seq`` out, with the reference; None if there is none."""
         with self._lock:
-            return self._contexts.pop(seq, None)
+            return self._waiting.pop(seq, (None, 0.0))[0]
 
-    def all(self) -> list[int]:
-        """The seqs that wait."""
+    def late(self, now: float) -> list[int]:
+        """The seqs whose deadline has passed."""
         with self._lock:
-            return list(self._contexts)
+            return [seq for seq, (_, deadline) in self._waiting.items() if now > deadline]
 
-
-class PipePolicy(Policy):
-    """``path`` of lgssd's socket; ``upcall_timeout`` in seconds."""
-
-    name = "pipe"
-
-    def __init__(self, path: str = DEFAULT_SOCKET, upcall_timeout: float = 35.0) -> None:
-        self._path = path
-        self._upcall_timeout = upcall_timeout
-        self._table = ContextTable()
-        self._deadlines: dict[int, float] = {}
-        self._alive: set[Context] = set()
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-
-    @property
-    def alive(self) -> int:
-        """See :class:`.policy.Policy`."""
-        return len(self._alive)
-
-    def start(self, context: Context) -> None:
-        """See :class:`.policy.Policy`."""
-        target = context.sec.target
-        if context.sec.flavor.mechanism != "krb5":
-            raise self._refuse(context, f"the pipe has no mechanism {context.sec.flavor.mechanism}")
+    def end(self) -> list[int]:
+        """Take no more in; gives the seqs that wait."""
         with self._lock:
-            self._alive.add(context)
-        context.get()  # the table's
-        seq = self._table.add(context)
-        record = pipe.Upcall(seq, context.uid, os.getegid(), target.service, target.nid, target.obd_name)
+            self.ended = True
+            return list(self._waiting)
+
+
+class _Connection:
+    """One connection to lgssd, the contexts that wait for its answers, and the thread that
+    takes those.  When it ends for whatever reason, nobody waits for it any more."""
+
+    def __init__(self, path: str, timeout: float, numbers: Iterator[int]) -> None:
+        self.pid = os.getpid()
+        self._timeout = timeout
+        self._table = ContextTable(numbers)
+        self._stop = False
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with self._lock:
-                self._deadlines[seq] = time.monotonic() + self._upcall_timeout
-                self._connected().send(record.pack())
-        except (OSError, LgssError) as error:
+            # Not settimeout: without blocking, a full backlog is EAGAIN at once (unix(7)).
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, CONNECT_TIME)
+            self._socket.connect(path)
+            self._socket.settimeout(LOOK_SECONDS)
+            # As the last thing: from here on the thread answers for everything.
+            threading.Thread(target=self._listen, daemon=True).start()
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def ask(self, context: Context) -> bool:
+        """Send the request for ``context``; False if the connection has ended.  Raises
+        LgssError for a request that cannot be packed, OSError.  Waits while lgssd is too
+        busy to read: within the time for the answer."""
+        deadline = time.monotonic() + self._timeout
+        seq = self._table.add(context, deadline)
+        if not seq:
+            return False
+        target = context.sec.target
+        try:
+            record = pipe.Upcall(
+                seq, context.uid, group_of(context.uid), target.service, target.nid, target.obd_name
+            ).pack()
+            while True:
+                try:
+                    self._socket.send(record, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                    return True
+                except BlockingIOError:
+                    poll = select.poll()
+                    poll.register(self._socket, select.POLLOUT)
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+                    poll.poll(min(left, LOOK_SECONDS) * 1000)
+        except BaseException:
+            # If the thread has taken it out already, it has been told, too.
             if self._table.take(seq) is not None:
                 context.put()
-            number = error.errno or errno.EIO
-            why = f"cannot ask lgssd at {self._path}: {os.strerror(number)}"
-            raise self._refuse(context, why, number) from error
-        context.started.set()
+            raise
 
-    def _refuse(self, context: Context, why: str, number: int = errno.EPROTONOSUPPORT) -> LgssError:
-        error = ContextError(why, errno=number, hint="is lgssd running?", kind="request")
-        context.failed(error)
-        return error
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is answered any more."""
+        return self._table.ended
 
-    def _connected(self) -> socket.socket:
-        """The connection, made when first needed; the lock is held."""
-        if self._socket is None:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            try:
-                connection.settimeout(1.0)
-                connection.connect(self._path)
-                connection.settimeout(0.1)
-            except BaseException:
-                connection.close()
-                raise
-            self._socket = connection
-            threading.Thread(target=self._listen, args=(connection,), daemon=True).start()
-        return self._socket
+    def close(self) -> None:
+        """Let the thread end; it tells all who wait."""
+        self._stop = True
 
-    def _listen(self, connection: socket.socket) -> None:
-        """Take answers until the connection ends, and let nobody wait for longer than he
-        should."""
+    def _listen(self) -> None:
         why, number = "lgssd has closed the connection", errno.ECONNRESET
-        while self._socket is connection:
-            try:
-                data = connection.recv(pipe.DOWNCALL_LIMIT)
-            except TimeoutError:
-                self._expire()
-                continue
-            except OSError as error:
-                number = error.errno or number
-                break
-            if not data:
-                break
-            self._take(data)
-            self._expire()
-        else:
-            why, number = "the policy was closed", errno.ESHUTDOWN
-        with self._lock:
-            if self._socket is connection:
-                self._socket = None
-        connection.close()
-        for seq in self._table.all():
-            self._fail(seq, why, number)
+        try:
+            while not self._stop:
+                try:
+                    data = self._socket.recv(pipe.DOWNCALL_LIMIT)
+                except TimeoutError:
+                    data = None
+                except OSError as error:
+                    number = error.errno or number
+                    break
+                if data is not None:
+                    if not data:
+                        break
+                    self._take(data)
+                for seq in self._table.late(time.monotonic()):
+                    self._fail(seq, f"no answer from lgssd within {self._timeout:g} s", errno.ETIMEDOUT)
+            else:
+                why, number = "the policy was closed", errno.ESHUTDOWN
+        finally:
+            for seq in self._table.end():
+                self._fail(seq, why, number)
+            self._socket.close()
 
     def _take(self, data: bytes) -> None:
         try:
@@ -146,7 +163,6 @@ class PipePolicy(Policy):
         context = self._table.take(seq)
         if context is None:
             return  # given up, or never ours
-        self._deadlines.pop(seq, None)
         try:
             context.take(answer)
         except LgssError as error:
@@ -154,18 +170,66 @@ class PipePolicy(Policy):
         finally:
             context.put()
 
-    def _expire(self) -> None:
-        now = time.monotonic()
-        for seq in self._table.all():
-            if now > self._deadlines.get(seq, now):
-                self._fail(seq, f"no answer from lgssd within {self._upcall_timeout:g} s", errno.ETIMEDOUT)
-
     def _fail(self, seq: int, why: str, number: int) -> None:
         context = self._table.take(seq)
-        self._deadlines.pop(seq, None)
         if context is not None:
             context.failed(ContextError(why, errno=number))
             context.put()
+
+
+class PipePolicy(Policy):
+    """``path`` of lgssd's socket; ``upcall_timeout`` in seconds."""
+
+    name = "pipe"
+
+    def __init__(self, path: str = DEFAULT_SOCKET, upcall_timeout: float = 35.0) -> None:
+        self._path = path
+        self._upcall_timeout = upcall_timeout
+        self._alive: set[Context] = set()
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._connection: _Connection | None = None
+        self._closed = False
+
+    @property
+    def alive(self) -> int:
+        """See :class:`.policy.Policy`."""
+        return len(self._alive)
+
+    def start(self, context: Context) -> None:
+        """See :class:`.policy.Policy`."""
+        sec = context.sec
+        if sec.flavor.mechanism != "krb5":
+            raise self._refused(f"the pipe has no mechanism {sec.flavor.mechanism}")
+        if context.uid == 0 and sec.root_flags != "r":
+            # PROTOCOL 9 has no flags: lgssd takes the machine's credential for uid 0.
+            raise self._refused(f"the pipe asks for uid 0 with flags r, not {sec.root_flags!a}")
+        with self._lock:
+            self._alive.add(context)
+        try:
+            # A second time if the connection ended just now.
+            if not self._connected().ask(context) and not self._connected().ask(context):
+                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        except OSError as error:
+            number = errno.ETIMEDOUT if isinstance(error, TimeoutError) else error.errno or errno.EIO
+            why = f"cannot ask lgssd at {self._path}: {os.strerror(number)}"
+            raise self._refused(why, number, NOT_RUNNING) from error
+        except RuntimeError as error:
+            raise self._refused(f"cannot start a thread: {error}", errno.EAGAIN) from error
+        context.started.set()
+
+    @staticmethod
+    def _refused(why: str, number: int = errno.EPROTONOSUPPORT, hint: str | None = None) -> LgssError:
+        return ContextError(why, errno=number, hint=hint, kind="request")
+
+    def _connected(self) -> _Connection:
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
+            # After fork(2) both would take each other's answers: the child has its own.
+            if self._connection is None or self._connection.pid != os.getpid() or self._connection.ended:
+                self._connection = _Connection(self._path, self._upcall_timeout, self._numbers)
+            return self._connection
 
     def check(self, context: Context) -> int:
         """See :class:`.policy.Policy`: nothing stands behind it but itself."""
@@ -184,6 +248,9 @@ class PipePolicy(Policy):
         return f"through {self._path}"
 
     def close(self) -> None:
-        """Close the connection; who still waits for an answer gets ESHUTDOWN."""
+        """Close the connection, for good; who still waits for an answer gets ESHUTDOWN."""
         with self._lock:
-            self._socket = None
+            self._closed = True
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()

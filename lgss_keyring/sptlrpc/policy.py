@@ -7,12 +7,16 @@ import importlib
 import os
 from abc import ABC, abstractmethod
 
-from .. import config
+from .. import config, identity
 from ..errors import LgssError
 from . import flavor as flavors
 from .context import Context
 from .flavor import Flavor
 from .sec import SecurityObject, Target
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
 
 POLICIES = {"keyring": "KeyringPolicy", "pipe": "PipePolicy"}
 ENVIRONMENT = "LGSS_POLICY"
@@ -50,9 +54,9 @@ class Policy(ABC):
     def display(self, context: Context) -> str:
         """What stands behind ``context``, in words."""
 
-    def domain(self, uid: int) -> int:
-        """The serial of the calling process's session keyring if that has credentials of
-        its own, which no other session may share; else 0."""
+    def domain(self, sec: SecurityObject, uid: int) -> int:
+        """The serial of the calling process's session keyring if ``sec``'s contexts of ``uid``
+        are made with credentials that are there, which no other session may share; else 0."""
         return 0
 
     @property
@@ -63,7 +67,7 @@ class Policy(ABC):
     def close(self) -> None:  # noqa: B027 (not every policy holds something)
         """Give up what is held for all security objects."""
 
-    def __enter__(self) -> Policy:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,5 +87,21 @@ def create(name: str | None = None, config_file: str | None = None, **options: o
             f"policy {chosen[:40]!a} is none of {', '.join(POLICIES)}", errno=errno.EINVAL, kind="policy"
         )
     module = importlib.import_module(f"{__package__}.{chosen}")
-    policy: Policy = getattr(module, POLICIES[chosen])(**options)
+    try:
+        policy: Policy = getattr(module, POLICIES[chosen])(**options)
+    except TypeError as error:
+        # The name may come from the environment, the options from a program.
+        raise LgssError(
+            f"policy {chosen} does not have these options: {', '.join(options)}",
+            errno=errno.EINVAL,
+            kind="policy",
+        ) from error
     return policy
+
+
+def group_of(uid: int) -> int:
+    """The gid to ask with for ``uid``: this process's for its own uid, else that of
+    passwd(5), or nobody's.  Never root's own for somebody else."""
+    if uid == os.geteuid():
+        return os.getegid()
+    return identity.primary_group(uid, identity.NOGROUP)

@@ -28,6 +28,10 @@ REVERSE_GRACE = 30.0
 """Seconds that a reverse context lives on after a newer one has come."""
 
 
+def _destroyed() -> LgssError:
+    return LgssError("the security object is destroyed", errno=errno.ESHUTDOWN, kind="context")
+
+
 class Target(Record):
     """Whom contexts are negotiated with; fields as in callout info (PROTOCOL 2).
 
@@ -83,7 +87,7 @@ class SecurityObject:
         refusal by the handler, or ETIMEDOUT of request_key(2) itself.
         """
         uid = os.geteuid() if uid is None else uid
-        domain = self.policy.domain(uid)
+        domain = self.policy.domain(self, uid)
         name = (uid, domain)
         while True:
             fresh = False
@@ -91,16 +95,18 @@ class SecurityObject:
                 context = self.contexts.get(name)
                 if context is None:
                     if self._ended.is_set():
-                        raise LgssError(
-                            "the security object is destroyed", errno=errno.ESHUTDOWN, kind="context"
-                        )
+                        raise _destroyed()
                     context = self.contexts[name] = Context(self, uid, domain).get()
                     context.cached = fresh = True
                 context.get()
             if fresh:
                 try:
                     self.policy.start(context)
-                except BaseException:
+                except BaseException as error:
+                    # Whatever it was: nobody else may wait for this one. Nothing to do where
+                    # the policy has failed it itself.
+                    known = error if isinstance(error, LgssError) else None
+                    context.failed(known or LgssError(f"{type(error).__name__}: {error}"))
                     context.put()
                     raise
                 return context
@@ -110,10 +116,11 @@ class SecurityObject:
                 context.started.wait()
                 if context.state is not State.ERROR:
                     return context
-                error = context.error
+                failure = context.fresh_error()
                 context.put()
-                assert error is not None
-                raise error
+                raise failure
+            else:
+                self.uncache(context)  # or whoever found it unusable is about to
             context.put()
 
     def release_ctx(self, context: Context) -> None:
@@ -137,21 +144,20 @@ class SecurityObject:
                 if self.contexts.get((context.uid, context.domain)) is context:
                     del self.contexts[context.uid, context.domain]
             context.retired.set()
-        context.put()
+            context.put()
 
     def flush_ctx_cache(self, uid: int = ALL, grace: float = 0, force: bool = False) -> int:
-        """End the contexts of ``uid``, or all.  Those in use live on for ``grace`` seconds;
-        without ``grace`` they are left alone unless ``force``.  Gives how many went."""
+        """End the contexts of ``uid``, or all.  Those in use live on for ``grace`` seconds,
+        if that is not 0; else ``force`` ends them, too, and without it they are left alone.
+        Gives how many went."""
         with self._lock:
             found = [c.get() for c in self.contexts.values() if uid in (ALL, c.uid)]
         flushed = 0
         for context in found:
             # Ours and the cache's are two.
-            if context.references <= 2 or force:
-                context.die()
-                flushed += 1
-            elif grace:
-                context.die(grace)
+            unused = context.references <= 2
+            if unused or force or grace:
+                context.die(0 if unused else grace)
                 flushed += 1
             context.put()
         return flushed
@@ -192,6 +198,8 @@ class SecurityObject:
         It is bound to no key.  Those installed before live for :data:`REVERSE_GRACE`
         seconds more.  The caller has a reference.
         """
+        if self._ended.is_set():
+            raise _destroyed()
         context = Context(self, ALL, reverse=True)
         context.session = server.reversed()
         context.handle = handle
@@ -207,9 +215,11 @@ class SecurityObject:
         return context.get()
 
     def reverse_ctx(self) -> Context | None:
-        """The newest reverse context, with a reference for the caller."""
+        """The newest reverse context, with a reference for the caller; None if there is
+        none that can be used."""
         with self._lock:
-            return self._reverse[-1].get() if self._reverse else None
+            newest = self._reverse[-1] if self._reverse else None
+            return newest.get() if newest and newest.endtime > time.time() else None
 
     def display(self) -> str:
         """Lines for people: this object and each of its contexts."""
@@ -226,7 +236,8 @@ class SecurityObject:
 
     def alloc_reqbuf(self, size: int, context: Context) -> Buffer:
         """A buffer for a request of ``size`` bytes and the token that ``context`` adds, or,
-        where it seals, for what it becomes."""
+        where it seals, for what it becomes.  Raises ContextError for one that is not up to
+        date: what its tokens need is not known before."""
         return self._buffer(size, context)
 
     def alloc_repbuf(self, size: int, context: Context) -> Buffer:
@@ -234,14 +245,7 @@ class SecurityObject:
         return self._buffer(size, context)
 
     def _buffer(self, size: int, context: Context) -> Buffer:
-        session = context.session
-        if session is None:
-            room = 0
-        elif self.flavor.seals and session.context is not None:
-            room = session.sealed_size(size) - size
-        else:
-            room = session.token_size()
-        return Buffer(size, room)
+        return Buffer(size, context.overhead())
 
     def enlarge_reqbuf(self, buffer: Buffer, size: int) -> None:
         """Let ``buffer`` hold a request of ``size`` bytes, what is there kept."""

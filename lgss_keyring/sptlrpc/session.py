@@ -142,10 +142,11 @@ class Session:
             raise FlavorError(f"flavor {self.flavor} does not encrypt")
         return self.context
 
-    def token_size(self) -> int:
-        """The room that the flavor's MIC token needs behind a message."""
-        return self.flavor.token_size(self.context.enctype) if self.context else 0
-
-    def sealed_size(self, length: int) -> int:
-        """The length of a sealed message of ``length`` bytes."""
-        return tokens.wrap_size(self._sealing().enctype, length)
+    def overhead(self) -> int:
+        """At most how many bytes the flavor's tokens add to a message of any size: a MIC
+        token, or what sealing adds, padding included."""
+        if self.context is None:
+            return 0
+        if self.flavor.seals:
+            return tokens.wrap_size(self.context.enctype, 0) + tokens.BLOCK - 1
+        return self.flavor.token_size(self.context.enctype)

@@ -6,16 +6,19 @@ import threading
 
 from ..errors import GSS_S_DUPLICATE_TOKEN, GSS_S_OLD_TOKEN, MechanismError
 
+LIMIT = 65536
+"""Of a window's size: the other side chooses it, and each number costs a bit."""
+
 
 class Window:
-    """A replay window of ``size`` numbers below the highest one seen.
+    """A replay window of ``size`` numbers, at most :data:`LIMIT`, below the highest one seen.
 
     Safe between threads.  Numbers are a sender's, from any first one on: what it begins
     with the receiver is not told (PROTOCOL 7 has ``send_seq`` only).
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self._size = size = min(size, LIMIT)
         self._highest: int | None = None
         # Bit n: highest - n has been seen. One integer: shifting 2048 bits takes 0.1 us.
         self._seen = 0

@@ -13,12 +13,13 @@ import os
 import socket
 import struct
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..errors import LgssError
+from ..errors import GSS_S_BAD_QOP, GSS_S_CONTEXT_EXPIRED, LgssError, MechanismError
 from ..payload import Krb5Context
 from ..sptlrpc import Session, Target, create_policy, parse_flavor
 from .acceptor import Acceptor
@@ -66,7 +67,7 @@ class MessageServer:
         threading.Thread(target=acceptor.serve_forever, daemon=True).start()
         self._messages = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.message_port: int = self._messages.getsockname()[1]
-        self._sessions: dict[tuple[str, str], tuple[Session, int]] = {}
+        self._sessions: dict[str, tuple[Session, int]] = {}
         self._lock = threading.Lock()
 
     def serve_forever(self) -> None:
@@ -76,16 +77,25 @@ class MessageServer:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def session(self, handle: str, flavor: str) -> tuple[Session, int]:
-        """The server's session and endtime of the context ``handle`` (hex); raises KeyError."""
+        """The server's session and endtime of the context ``handle`` (hex); raises KeyError
+        if there is none, MechanismError for one that has ended or has another flavor.
+
+        One session for a handle, whoever names it how: each would have a replay window of
+        its own.
+        """
         with self._lock:
-            if (handle, flavor) not in self._sessions:
-                (line,) = [
-                    json.loads(line) for line in self._contexts.read_text().splitlines() if handle in line
-                ] or [{}]
+            if handle not in self._sessions:
+                lines = map(json.loads, self._contexts.read_text().splitlines())
+                (line,) = [line for line in lines if line["handle"] == handle] or [{}]
                 context = Krb5Context.unpack(bytes.fromhex(line["context"]))
                 session = Session(context, parse_flavor(flavor), WINDOW)
-                self._sessions[handle, flavor] = session, context.endtime
-            return self._sessions[handle, flavor]
+                self._sessions[handle] = session, context.endtime
+            session, endtime = self._sessions[handle]
+        if endtime <= time.time():
+            raise MechanismError(f"context {handle} has ended", major=GSS_S_CONTEXT_EXPIRED)
+        if session.flavor.name != flavor:
+            raise MechanismError(f"context {handle} is for {session.flavor}", major=GSS_S_BAD_QOP)
+        return session, endtime
 
     def _serve(self, connection: socket.socket) -> None:
         with connection:
