@@ -78,6 +78,8 @@ class Context:
         """The serials of all keyrings that the key was linked to for us."""
         self.started = threading.Event()
         """The key is instantiated (or never will be)."""
+        self.requested = threading.Event()
+        """No request for its key is under way (any more)."""
         self.retired = threading.Event()
         """It has left the cache, and its key is out of the way."""
         self._answered = threading.Event()

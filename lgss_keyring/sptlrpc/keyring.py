@@ -132,11 +132,13 @@ class KeyringPolicy(Policy):
         except RuntimeError as error:
             with self._lock:
                 self._threads.discard(thread)
+            context.requested.set()
             context.put()
             raise ContextError(
                 "cannot start a thread for the request", errno=errno.EAGAIN, hint="a limit of processes"
             ) from error
         if not context.started.wait(self._request_timeout):
+            context.requested.set()  # as far as anybody can wait for it
             context.failed(
                 ContextError(
                     f"request_key(2) did not return within {self._request_timeout:g} s",
@@ -150,7 +152,10 @@ class KeyringPolicy(Policy):
     def _upcall(self, context: Context) -> None:
         try:
             try:
-                self._request(context)
+                try:
+                    self._request(context)
+                finally:
+                    context.requested.set()
                 self._await(context)
             except LgssError as error:
                 context.failed(error)
@@ -252,6 +257,9 @@ class KeyringPolicy(Policy):
 
     def retire(self, context: Context) -> None:
         """See :class:`.policy.Policy`: the key goes with its context (5.1)."""
+        # Not before it is there: the next look-up would be given the same key by its name,
+        # and lose it to this one's end.
+        context.requested.wait(self._request_timeout)
         error = context.error
         if not context.key or (error is not None and error.kind == "upcall"):
             return  # the upcall's own failure is for all who wait for this key: see _upcall

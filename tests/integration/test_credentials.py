@@ -23,7 +23,7 @@ from .conftest import pace
 from .failures import failed
 from .test_upcall import established, proven
 
-pytestmark = pytest.mark.vm
+# Not in the virtual machine: tests/vm/test_lustre.py has these cases for type lgssc there.
 
 REALM = "LGSS.TEST"
 
