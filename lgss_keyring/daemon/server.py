@@ -246,6 +246,8 @@ class Server:
     # Requests.
 
     def _read(self, peer: Peer) -> None:
+        if peer.connection.fileno() < 0:
+            return  # it gave way to another one in this very turn
         if self._too_many(peer):
             self._selector.unregister(peer.connection)
             peer.listened_to = False

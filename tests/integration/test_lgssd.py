@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from lgss_keyring import payload, pipe, sptlrpc
+from lgss_keyring.daemon import server
 from lgss_keyring.errors import LgssError
+from lgss_keyring.log import Log
 from lgss_keyring.sptlrpc import Target
 from lgss_keyring.testing import peers
 from lgss_keyring.testing.site import HOST, LOOPBACK_NID, USER_UID, Site
@@ -463,6 +465,24 @@ def test_second_lgssd_and_a_stale_socket(site: Site, peer: Peer, daemon: Daemon)
     again.terminate()
     assert again.wait(5) == 0
     again.stdout.close()
+
+
+def test_peer_that_gave_way_in_the_same_turn() -> None:
+    """What select(2) has found ready may be gone when its turn comes."""
+    listener, (ours, theirs) = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), seqpacket_pair()
+    with listener, ours, theirs:
+        serving = server.Server(listener, lambda upcall, peer: b"", 1.0, Log())
+        peer = server.Peer(ours)
+        serving._peers[ours.fileno()] = peer
+        serving._register(peer)
+        theirs.send(upcall().pack())
+        serving._drop(peer)
+        serving._read(peer)
+        assert not serving._monitors
+
+
+def seqpacket_pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def lingering_record(connection: socket.socket) -> tuple[socket.socket, bool]:
