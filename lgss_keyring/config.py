@@ -26,9 +26,11 @@ class Log(Record):
 
 
 class Upcall(Record):
-    """Section [upcall]; ``timeout`` in seconds."""
+    """Section [upcall]; ``timeout`` in seconds; ``containers``: whether processes in other
+    mount or network namespaces are served."""
 
     timeout: int = 30
+    containers: bool = True
 
 
 class Krb5(Record):

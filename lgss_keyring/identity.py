@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+CLONE_NEWPID = 0x20000000
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
@@ -105,9 +106,33 @@ def die_with(parent: int) -> None:
     A change of ids clears this (prctl(2)), so it is said again after :func:`become`.
     """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # It may have ended just before: then nobody would tell us any more.
-    if os.getppid() != parent:
+    # It may have ended just before: then nobody would tell us any more. Who was forked
+    # into a pid namespace (0) cannot tell; its next message finds the socket closed.
+    if os.getppid() not in (parent, 0):
         os._exit(1)
+
+
+def fork_hidden() -> int:
+    """fork(2) into a new pid namespace: the child, its process 1, can name no process of
+    ours, and all that it starts ends with it.  Raises OSError."""
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.unshare(ctypes.c_int(CLONE_NEWPID)):
+            number = ctypes.get_errno()
+            raise OSError(number, f"unshare: {os.strerror(number)}")
+        try:
+            pid = os.fork()
+        except OSError:
+            pid = -1
+            raise
+        finally:
+            # Else no thread could be started any more (clone(2), CLONE_THREAD).
+            if pid != 0 and _libc.setns(ctypes.c_int(own), ctypes.c_int(CLONE_NEWPID)):
+                number = ctypes.get_errno()
+                raise OSError(number, f"setns: {os.strerror(number)}")
+        return pid
+    finally:
+        os.close(own)
 
 
 def _prctl(option: int, value: int) -> None:

@@ -122,6 +122,14 @@ def owner(key: int) -> int:
     return int(describe(key).split(";")[1])
 
 
+def owned(key: int, uid: int) -> bool:
+    """Whether ``key`` belongs to ``uid``; False for one that cannot be looked at."""
+    try:
+        return owner(key) == uid
+    except KeyOperationError:
+        return False
+
+
 def join_session() -> None:
     """Give the calling thread, alone, a new session keyring."""
     _call("join a session keyring as", 0, keyutils.join_session_keyring)

@@ -277,10 +277,16 @@ class Worker:
 
     ``work(line)`` runs in the new process, and what it returns is sent back; it
     need not be able to import anything that is not yet imported.  ``carrier`` carries its
-    tokens; without one a worker that sends any is not one of ours.
+    tokens; without one a worker that sends any is not one of ours.  ``hidden`` puts it into
+    a pid namespace of its own.  Raises OSError if there can be no such process.
     """
 
-    def __init__(self, work: Callable[[Line], Established | Failed], carrier: Carrier | None = None) -> None:
+    def __init__(
+        self,
+        work: Callable[[Line], Established | Failed],
+        carrier: Carrier | None = None,
+        hidden: bool = False,
+    ) -> None:
         self._carrier = carrier
         self._carried = 0
         self._spent = 0.0
@@ -288,7 +294,7 @@ class Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         refuse_descriptors(ours)
         monitor = os.getpid()
-        self.pid = os.fork()
+        self.pid = identity.fork_hidden() if hidden else os.fork()
         if self.pid == 0:
             try:
                 identity.die_with(monitor)

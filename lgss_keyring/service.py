@@ -7,6 +7,7 @@ import os
 
 from . import channel, config, identity, keys, namespaces, negotiation
 from .channel import lustre
+from .errors import ConfigError
 from .privsep import Answer, Worker
 
 TYPE_CHECKING = False
@@ -36,8 +37,13 @@ def serve(
     """
     # Only who asks for himself brings his credentials along: root's session keyring
     # must not lend its TGT to the user that root asks for, nor a user's to the machine.
+    rings = (request.session_keyring, request.thread_keyring, request.process_keyring)
     if request.is_machine or request.requestor_uid != request.uid:
-        keys.unlink_requestor((request.session_keyring, request.thread_keyring, request.process_keyring))
+        keys.unlink_requestor(rings)
+    elif not request.pid:
+        # Whether he is a process of root's that works for this user (setfsuid(2)) nobody
+        # tells us; so what is not this user's own is taken for root's.
+        keys.unlink_requestor(tuple(ring for ring in rings if ring and not keys.owned(ring, request.uid)))
 
     monitor = os.getpid()
     carrier = lustre.Carrier(request, settings) if request.key_type == "lgssc" else None
@@ -49,7 +55,10 @@ def serve(
         what = "request" if request.description == "pipe" else "key"
         log.event(level, f"{what} {request.key}: {text}", step="negotiation")
 
-    return Worker(work, carrier).wait(deadline, limit, setting, report)
+    # The code of a container runs in there (its name service, its plug-ins of libkrb5), as
+    # this user but not as confined as he is: at least it shall see no process out here.
+    hidden = not request.is_machine and namespaces.foreign(request.pid)
+    return Worker(work, carrier, hidden).wait(deadline, limit, setting, report)
 
 
 def _work(
@@ -68,7 +77,7 @@ def _work(
         gid = identity.NOGROUP  # root's own, not this user's
     gid = identity.primary_group(request.uid, gid)
     line.group(gid)
-    place = namespaces.find(request, forked)
+    place = namespaces.find(request, forked, settings.upcall.containers)
     if place is not None and request.is_machine:
         settings = _container(settings, place)
     elif not request.is_machine:
@@ -76,11 +85,26 @@ def _work(
             way.connect()
         identity.become(request.uid, gid, place.enter if place else None)
         identity.die_with(monitor)
+        if not settings.names.canonicalize:
+            _check_names(line, inside=place is not None and "mnt" in place.different)
     where = (
         f", credentials in {' and '.join(sorted(place.different))} of process {place.pid}" if place else ""
     )
     line.report("debug", f"working as uid {os.getuid()}, gid {os.getgid()}{where}")
     return negotiation.negotiate(request, settings, way, line.report)
+
+
+def _check_names(line: Line, inside: bool) -> None:
+    """Whether the file that keeps libkrb5 from changing names can be read, by this user,
+    here; it takes no notice of one that it cannot read."""
+    if os.access(identity.AS_IT_IS, os.R_OK):
+        return
+    if not inside:
+        raise ConfigError(
+            f"[names] canonicalize is off, and uid {os.getuid()} cannot read {identity.AS_IT_IS}",
+            hint="make it, and the folders above, readable for everybody",
+        )
+    line.report("warning", "[names] canonicalize: the krb5.conf of that mount namespace decides, not ours")
 
 
 def _container(settings: Config, place: Place) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -143,6 +144,11 @@ class Requestor:
         if result["status"]:
             raise RuntimeError(f"{command}: {result['output']}")
 
+    def fsuid(self, uid: int) -> None:
+        """Let the process be ``uid`` for files and keys alone (setfsuid(2))."""
+        os.write(self._command, json.dumps({"fsuid": uid}).encode() + b"\n")
+        self._line()
+
     def close(self) -> None:
         """End the process and wait for it."""
         if self.pid:
@@ -166,6 +172,10 @@ def _loop(commands: int, answers: int) -> None:
     with os.fdopen(commands, "rb") as lines:
         for line in lines:
             command = json.loads(line)
+            if "fsuid" in command:
+                ctypes.CDLL(None).setfsuid(command["fsuid"])
+                os.write(answers, b"{}\n")
+                continue
             if "run" in command:
                 done = subprocess.run(
                     command["run"],

@@ -4,8 +4,10 @@ believe")."""
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -16,6 +18,7 @@ import pytest
 
 from lgss_keyring import namespaces
 from lgss_keyring.errors import RefusedError
+from lgss_keyring.testing import peers
 from lgss_keyring.testing.requestor import Requestor
 from lgss_keyring.testing.site import USER_UID, Site, Upcalls, machine_callout, user_callout
 
@@ -211,6 +214,79 @@ def test_foreign_krb5_conf_is_read_by_nobody_but_the_user(site: Site, upcalls: U
         fifo.unlink()
 
 
+def test_worker_in_a_container_has_nothing_of_the_host(site: Site, upcalls: Upcalls, contained: int) -> None:
+    """A folder of our /proc leads by .. to our root; a process of ours can be traced."""
+    with peers.Silent() as peer:
+        settings = {"rpcsec_gss": {"port": peer.port, "reply_timeout": 30}}
+        with site.upcalls(settings) as upcalls, Requestor(USER_UID) as user:
+            assert user.ask(upcalls.name(), user_callout(pid=contained), wait=0).error == 0
+            inside = os.stat(f"/proc/{contained}/ns/mnt").st_ino
+            assert within(3, lambda: any("getting a ticket" in e["message"] for e in upcalls.log()))
+            (worker,) = (
+                each for each in upcall_processes(site) if os.stat(f"/proc/{each}/ns/mnt").st_ino == inside
+            )
+            open_files = {os.readlink(each) for each in Path(f"/proc/{worker}/fd").iterdir()}
+            others = {each for each in open_files if not each.startswith(("socket:", "/dev/null"))}
+            assert not others
+            (pids,) = re.findall(r"^NSpid:\s+(.*)$", Path(f"/proc/{worker}/status").read_text(), re.MULTILINE)
+            assert pids.split() == [str(worker), "1"]
+            (monitor,) = (each for each in upcall_processes(site) if each != worker)
+            os.kill(monitor, 9)
+            assert within(1, lambda: not upcall_processes(site))
+
+
+def test_what_a_worker_in_a_container_started_ends_with_it(
+    site: Site, upcalls: Upcalls, contained: int
+) -> None:
+    """tests/unit shows what a pid namespace does; here that there is one for each of them,
+    and that lives no longer than the negotiation."""
+    seen: set[int] = set()
+    with Requestor(USER_UID) as user:
+        for _ in range(2):
+            user.start(upcalls.name(), user_callout(pid=contained))
+            deadline = time.monotonic() + pace(3)
+            while time.monotonic() < deadline and not (found := pid_namespaces()):
+                time.sleep(0.0005)
+            seen |= found
+            established(user.result())
+    assert len(seen) == 2
+    assert within(3, lambda: not pid_namespaces())
+
+
+def pid_namespaces() -> set[int]:
+    """Those that processes live in and we do not."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                found.add(os.stat(entry / "ns/pid").st_ino)
+            except OSError:
+                pass
+    return found - {os.stat("/proc/self/ns/pid").st_ino}
+
+
+def test_containers_can_be_refused(site: Site, upcalls: Upcalls, contained: int, root: Requestor) -> None:
+    with site.upcalls({"upcall": {"containers": False}}) as strict, Requestor(USER_UID) as user:
+        for who, callout in ((user, user_callout(pid=contained)), (root, machine_callout(pid=contained))):
+            failed(who.ask(strict.name(), callout), strict, errno.EACCES, "namespace", "containers is off")
+        site.kinit()
+        established(user.ask(strict.name(), user_callout(pid=user.pid)))
+        site.realm.ccache_of(USER_UID).unlink()
+
+
+def test_names_as_they_are_are_the_containers_business(site: Site, hidden: str) -> None:
+    """Our file about them is not there, where the container has a file system of its own."""
+    package = site.stage.directory.resolve() / "lgss_keyring"
+    script = f"{hidden}mount -t tmpfs none {package.resolve()}\n"
+    with (
+        process("--mount", script=script, uid=0, then_as=USER_UID) as pid,
+        site.upcalls({"names": {"canonicalize": False}}) as upcalls,
+        Requestor(USER_UID) as user,
+    ):
+        established(user.ask(upcalls.name(), user_callout(pid=pid)))
+        assert any("that mount namespace decides" in e["message"] for e in upcalls.log())
+
+
 # The machine's credential.
 
 
@@ -265,6 +341,37 @@ def test_container_without_a_keytab_gets_nothing_of_the_hosts(
             answer = root.ask(others.name(), machine_callout(pid=pid))
             failed(answer, others, errno.ENOKEY, "keytab-unreadable")
     shutil.rmtree(folder)
+
+
+def test_keytab_of_a_container_that_is_a_device(site: Site, root: Requestor) -> None:
+    """To open one may do something: a watchdog, a tape."""
+    folder = site.directory / "covered"
+    folder.mkdir()
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch = libc.inotify_init1(os.O_NONBLOCK)
+
+    def opened() -> bool:
+        try:
+            return bool(os.read(watch, 4096))
+        except BlockingIOError:
+            return False
+
+    script = f"mount -t tmpfs -o dev none {folder}\nmknod {folder}/keytab c 1 3\n"
+    try:
+        with (
+            site.upcalls(settings(folder / "keytab")) as upcalls,
+            process("--mount", script=script, uid=0) as pid,
+        ):
+            node = f"/proc/{pid}/root{folder}/keytab"
+            assert libc.inotify_add_watch(watch, node.encode(), 0x20) > 0  # IN_OPEN
+            answer = root.ask(upcalls.name(), machine_callout(pid=pid))
+            failed(answer, upcalls, errno.ENOKEY, "keytab-unreadable")
+            assert not opened()
+            os.close(os.open(node, os.O_RDONLY))
+            assert opened()
+    finally:
+        os.close(watch)
+        folder.rmdir()
 
 
 def test_no_machine_credential_for_another_user_namespace(upcalls: Upcalls, root: Requestor) -> None:

@@ -22,6 +22,7 @@ from lgss_keyring.testing.requestor import Answer, Requestor
 from lgss_keyring.testing.site import USER_UID, Site, Upcalls, machine_callout, user_callout
 
 from .conftest import keys_of, pace, upcall_processes, within
+from .failures import failed
 
 pytestmark = pytest.mark.vm
 
@@ -335,7 +336,7 @@ def test_a_damaged_installation_still_answers(site: Site, ticket: int) -> None:
     broken = site.stage.directory / "broken"
     (broken / "lgss_keyring").mkdir(parents=True)
     package = site.stage.directory / "lgss_keyring"
-    for name in ("__init__.py", "keyctl.py", "refusal.py"):
+    for name in ("__init__.py", "keyctl.py", "errors.py", "refusal.py"):
         (broken / "lgss_keyring" / name).symlink_to(package / name)
     front = broken / "lgss_keyring.py"
     front.write_text(site.stage.program.read_text())
@@ -344,6 +345,44 @@ def test_a_damaged_installation_still_answers(site: Site, ticket: int) -> None:
         answer = user.ask(upcalls.name(), user_callout())
     assert payload.unpack(answer.data) == payload.FailurePayload(errno.ELIBACC, 0)
     assert answer.updated is not None and answer.updated < pace(1)
+
+
+def test_an_installation_without_its_first_module_says_so(site: Site, ticket: int) -> None:
+    """Nothing can answer the key then; but somebody has to say why."""
+    front = site.stage.directory / "alone" / "lgss_keyring.py"
+    front.parent.mkdir()
+    # syslog goes to a file here: nothing of ours is there to be asked for a log.
+    told = front.parent / "told"
+    text = site.stage.program.read_text()
+    assert text.count("    import syslog\n") == 1
+    fake = (
+        "    class syslog:\n"
+        "        LOG_PID = LOG_AUTHPRIV = LOG_ERR = 0\n"
+        "        openlog = print\n"
+        f"        syslog = lambda _, line: open({str(told)!r}, 'w').write(line)\n"
+    )
+    front.write_text(text.replace("    import syslog\n", fake))
+    front.chmod(0o755)
+    with site.upcalls(program=front) as upcalls, Requestor(ticket) as user:
+        assert user.ask(upcalls.name(), user_callout()).error == errno.ENOKEY
+    assert "ImportError: " in told.read_text() and "reinstall" in told.read_text()
+
+
+def test_service_of_roots_that_works_for_a_user_lends_him_nothing(
+    site: Site, session_caches: Upcalls
+) -> None:
+    """By setfsuid(2): the kernel names the user as the requestor, the keyrings are root's.
+    Whether the request names the process or not."""
+    with Requestor(USER_UID) as user:
+        kinit_in_session(site, user)
+        established(user.ask(session_caches.name(), user_callout(pid=user.pid)))
+    for named in (True, False):
+        with Requestor(0) as service:
+            kinit_in_session(site, service)
+            proven(site, service.ask(session_caches.name(), user_callout(0)))
+            service.fsuid(USER_UID)
+            answer = service.ask(session_caches.name(), user_callout(pid=service.pid if named else 0), wait=5)
+            failed(answer, session_caches, errno.ENOKEY, "no-ticket")
 
 
 def test_lgssc_is_instantiated_without_a_payload(site: Site, root: Requestor) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import socket
+import threading
 import time
 
 import pytest
@@ -31,6 +32,49 @@ def ignore(level: str, text: str) -> None:
 
 def wait(worker: Worker, seconds: float = 5.0) -> Answer:
     return worker.wait(time.monotonic() + seconds, f"{seconds:g} s", "[upcall] timeout", ignore)
+
+
+def test_hidden_worker_is_alone_and_takes_all_it_started_along() -> None:
+    """And the process that made it can start threads as before."""
+    held, kept = os.pipe()
+
+    def work(line: Line) -> Established:
+        if os.fork() == 0:
+            time.sleep(600)
+        os.close(kept)
+        alone = [name for name in ("1", str(os.getpid())) if os.getpid() != 1]
+        assert not alone and os.getppid() == 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(parent, 0)
+        return ESTABLISHED
+
+    parent = os.getpid()
+    worker = Worker(work, hidden=True)
+    os.close(kept)
+    thread = threading.Thread(target=lambda: None)
+    thread.start()
+    thread.join()
+    answer = wait(worker)
+    assert answer.failure is None, answer.failure
+    # What it has started held this open.
+    with os.fdopen(held, "rb") as end:
+        assert end.read() == b""
+
+
+def test_shortage_is_told_as_such() -> None:
+    for error, number in (
+        (BlockingIOError(errno.EAGAIN, "fork"), errno.ENOMEM),
+        (OSError(errno.EDQUOT, "key"), errno.EDQUOT),
+        (RuntimeError("can't start new thread"), errno.ENOMEM),
+        (MemoryError(), errno.ENOMEM),
+    ):
+        failed = Failed.by(error)
+        assert (failed.kind, failed.errno) == ("resources", number)
+        # python-daemon wraps what fork(2) said.
+        wrapped = Exception("cannot detach")
+        wrapped.__cause__ = error
+        assert Failed.by(wrapped).kind == "resources"
+    assert Failed.by(RuntimeError("other")).kind == "internal"
 
 
 def test_established_comes_back_as_a_payload() -> None:
