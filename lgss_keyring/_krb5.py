@@ -5,6 +5,7 @@ The types below are libkrb5's; a *context* belongs to one thread of one process.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
 import time
@@ -55,6 +56,7 @@ __all__ = [
     "kt_resolve",
     "own_cache",
     "parse_name_flags",
+    "selected",
     "store_in",
     "tgt_of",
 ]
@@ -104,6 +106,41 @@ def into_memory(context: Context, creds: Creds) -> bytes:
     cc_initialize(context, cache, creds.client)
     cc_store_cred(context, cache, creds)
     return b"MEMORY:" + (cache.name or b"")
+
+
+# What the library krb5 does not bind; the same libkrb5, which is loaded already.
+_libkrb5 = ctypes.CDLL("libkrb5.so.3")
+_NT_SRV_HST = 3
+
+
+def selected(service: str) -> bytes | None:
+    """The name of the cache that krb5_cc_select chooses for ``service`` (name@host) from the
+    default collection, None if it has no opinion."""
+    component, _, host = service.partition("@")
+    handle, target, cache, client = (ctypes.c_void_p() for _ in range(4))
+    name = ctypes.c_char_p()
+    # A context of its own: the library does not tell where its one is.
+    if _libkrb5.krb5_init_context(ctypes.byref(handle)):
+        return None
+    try:
+        if (
+            _libkrb5.krb5_sname_to_principal(
+                handle, host.encode(), component.encode(), _NT_SRV_HST, ctypes.byref(target)
+            )
+            or _libkrb5.krb5_cc_select(handle, target, ctypes.byref(cache), ctypes.byref(client))
+            or cache.value is None
+            or _libkrb5.krb5_cc_get_full_name(handle, cache, ctypes.byref(name))
+        ):
+            return None
+        return name.value
+    finally:
+        # Each takes NULL, but for the cache.
+        _libkrb5.krb5_free_string(handle, name)
+        if cache.value is not None:
+            _libkrb5.krb5_cc_close(handle, cache)
+        _libkrb5.krb5_free_principal(handle, client)
+        _libkrb5.krb5_free_principal(handle, target)
+        _libkrb5.krb5_free_context(handle)
 
 
 def store_in(context: Context, name: bytes, creds: Creds) -> None:

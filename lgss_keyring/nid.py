@@ -151,7 +151,11 @@ def own_host_name(config: Config) -> str:
     try:
         return (
             _bounded(
-                lambda: socket.getaddrinfo(node, None, flags=socket.AI_CANONNAME)[0][3], node, config.names
+                # Bytes: for text Python would load the tables of IDNA, which a user in a
+                # namespace of his own may not have.
+                lambda: socket.getaddrinfo(os.fsencode(node), None, flags=socket.AI_CANONNAME)[0][3],
+                node,
+                config.names,
             )
             or node
         )

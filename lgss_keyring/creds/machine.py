@@ -48,8 +48,8 @@ ANY_HOST = b"lustre_role"
 LOCK_PATIENCE = 5.0
 
 
-def acquire(request: UpcallRequest, config: Config, report: Report) -> Credential:
-    """A credential for initiating, its TGT fetched from the KDC if need be.
+def acquire(request: UpcallRequest, config: Config, service: str, report: Report) -> Credential:
+    """A credential for initiating (to any ``service``), its TGT fetched from the KDC if need be.
 
     Raises CredentialError: no keytab, no fitting entry in it, or the KDC's refusal; and
     ResolutionError if this node's own name is needed and unknown.

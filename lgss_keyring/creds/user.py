@@ -1,7 +1,8 @@
 """The credential of an ordinary user, looked for as that user (PROTOCOL 4).
 
 His default cache, as libkrb5 computes it for the uid that this process has become, if it
-holds a valid credential.  Else the one that is valid for longest among
+holds a valid credential, or his client keytab gives one (of a collection the cache that
+libkrb5 chooses for this acceptor).  Else the one that is valid for longest among
 
 - the other caches of his default collection (DIR, KEYRING, KCM), and
 - files whose name contains ``krb5cc`` in /tmp and in /run/user/UID: regular, his own, for
@@ -32,43 +33,86 @@ if TYPE_CHECKING:
 
 FALLBACK = ("/tmp", "/run/user/{uid}")  # noqa: S108
 MARK = b"krb5cc"
+COLLECTIONS = (b"DIR", b"KEYRING", b"KCM")
 # Anybody may fill /tmp; nobody has a thousand caches.
 NAMES_LIMIT, FILES_LIMIT = 100_000, 1000
 
 
-def acquire(request: UpcallRequest, config: Config, report: Report) -> Credential:
-    """A credential for initiating.
+def acquire(request: UpcallRequest, config: Config, service: str, report: Report) -> Credential:
+    """A credential for initiating to ``service`` (name@host).
 
     Raises CredentialError, what is wrong with the default cache being its words: no cache,
     an expired ticket, an unreadable one.
     """
-    unsafe = _of_somebody_else(request.uid)
-    if unsafe:
-        elsewhere = _elsewhere(request.uid, report)
-        if elsewhere is None:
-            raise CredentialError(
-                f"uid {request.uid} has no usable Kerberos credential: {unsafe}",
-                kind="no-ticket",
-                hint=_gss.TICKET_HINT,
-            )
-        return Credential(elsewhere)
+    doing = f"uid {request.uid} has no usable Kerberos credential"
+    default = _default()
+    unusable = _unusable(default, request.uid)
+    cause: _gss.GSSError | None = None
     try:
-        handle = _gss.creds.acquire_cred(None, mechs=[_gss.KRB5], usage="initiate").creds
-        # This is where libkrb5 looks into the cache at last.
-        _gss.creds.inquire_cred(handle, lifetime=True, usage=False, mechs=False)
-        return Credential(handle)
+        if unusable:
+            # The client keytab, which libkrb5 would turn to as well; but what it gets must
+            # not be written where somebody else has been, or is about to be.
+            cache: bytes | None = b"MEMORY:lgss"
+        else:
+            cache = _of_collection(default, service)
+        return Credential(_from(cache))
     except _gss.GSSError as error:
-        explained = _gss.explain(
-            error, f"uid {request.uid} has no usable Kerberos credential", CredentialError
-        )
-        handle_or_none = _elsewhere(request.uid, report)
-        if handle_or_none is None:
-            raise explained from error
-        return Credential(handle_or_none)
+        explained = _gss.explain(error, doing, CredentialError)
+        if not unusable or explained.kind not in ("no-ticket", "no-credential"):
+            cause = error
+    handle = _elsewhere(request.uid, report)
+    if handle is not None:
+        return Credential(handle)
+    if cause is None:
+        explained = CredentialError(f"{doing}: {unusable}", kind="no-ticket", hint=_gss.TICKET_HINT)
+    raise explained from cause
 
 
-def _of_somebody_else(uid: int) -> str:
-    """What is wrong with the default cache's file, before libkrb5 opens it, or empty.
+def _from(cache: bytes | None) -> _gss.creds.Creds:
+    """The credential in ``cache``, None: in the default one; else by the client keytab, into
+    it.  Raises GSSError."""
+    if cache is None:
+        handle = _gss.creds.acquire_cred(None, mechs=[_gss.KRB5], usage="initiate").creds
+    else:
+        handle = _gss.ext_cred_store.acquire_cred_from(
+            {b"ccache": cache}, mechs=[_gss.KRB5], usage="initiate"
+        ).creds
+    # This is where libkrb5 looks into the cache at last.
+    _gss.creds.inquire_cred(handle, lifetime=True, usage=False, mechs=False)
+    return handle
+
+
+def _default() -> bytes:
+    """The default cache's name, empty if libkrb5 has something against its configuration: it
+    will say so itself."""
+    from .. import _krb5
+
+    try:
+        return _krb5.cc_default_name(_krb5.init_context()) or b""
+    except _krb5.Krb5Error:
+        return b""
+
+
+def _of_collection(default: bytes, service: str) -> bytes | None:
+    """The cache that krb5.conf, k5identity(5) or the realm's name choose for ``service`` out
+    of several; None: the default one.
+
+    Asked for here because GSS-API asks by the first call that knows the acceptor, and the
+    look into the credential that tells a missing ticket from an expired one comes before.
+    """
+    if default.partition(b":")[0] not in COLLECTIONS:
+        return None
+    from .. import _krb5
+
+    try:
+        two = list(zip(range(2), _krb5.cccol_iter(_krb5.init_context()), strict=False))
+        return _krb5.selected(service) if len(two) == 2 else None
+    except _krb5.Krb5Error:
+        return None
+
+
+def _unusable(name: bytes, uid: int) -> str:
+    """Why libkrb5 must not open the default cache, or empty: it is not there, or another's.
 
     Anybody may have made it: /tmp is everybody's.  What is this user's there nobody else
     can replace (the folder is sticky), so a look at the name will do, and it keeps the
@@ -76,25 +120,35 @@ def _of_somebody_else(uid: int) -> str:
     """
     from .. import _krb5
 
-    try:
-        name = _krb5.cc_default_name(_krb5.init_context()) or b""
-    except _krb5.Krb5Error:
-        return ""  # libkrb5 will say so itself
+    if not name:
+        return ""
     kind, colon, path = name.partition(b":")
+    try:
+        if not _krb5.exists(name, uid):
+            return _none(name)
+    except OSError:
+        return ""  # a container without /proc/keys
     if colon and kind not in (b"FILE", b"WRFILE", b"DIR"):
         return ""
     right = stat.S_ISDIR if kind == b"DIR" else stat.S_ISREG
     if kind == b"DIR" and path.startswith(b":"):
         path = os.path.dirname(path[1:])
+    path = path if colon else name
     try:
-        status = os.stat(path if colon else name)
+        status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode) and status.st_uid in (uid, 0):
+            status = os.stat(path)  # another's link could lead elsewhere by the time it is used
     except FileNotFoundError:
-        return f"No Kerberos credentials available (default cache: {name.decode('utf-8', 'replace')})"
+        return _none(name)
     except OSError:
         return ""
     if right(status.st_mode) and status.st_uid == uid:
         return ""
     return f"the default cache {name.decode('utf-8', 'replace')} is another user's, or of another kind"
+
+
+def _none(name: bytes) -> str:
+    return f"No Kerberos credentials available (default cache: {name.decode('utf-8', 'replace')})"
 
 
 def _elsewhere(uid: int, report: Report) -> _gss.creds.Creds | None:
@@ -125,9 +179,9 @@ def _candidates(context: _krb5.Context, uid: int) -> Iterator[tuple[str, _krb5.T
 
     # A FILE cache is alone in its collection, and was looked at: libkrb5 must not open it
     # again if it is not this user's.
-    kind, colon, _ = (_krb5.cc_default_name(context) or b"").partition(b":")
-    alone = not colon or kind in (b"FILE", b"WRFILE")
-    for cache in () if alone or _of_somebody_else(uid) else _krb5.cccol_iter(context):
+    default = _default()
+    several = default.partition(b":")[0] in COLLECTIONS and not _unusable(default, uid)
+    for cache in _krb5.cccol_iter(context) if several else ():
         tgt = _krb5.tgt_of(context, cache)
         if tgt is not None:
             yield str(cache), tgt
@@ -146,8 +200,8 @@ def _candidates(context: _krb5.Context, uid: int) -> Iterator[tuple[str, _krb5.T
 
 def _files(uid: int) -> Iterator[tuple[str, int]]:
     """Each fitting file, open while the caller looks at it."""
-    left = FILES_LIMIT
     for folder in FALLBACK:
+        left = FILES_LIMIT
         folder = folder.format(uid=uid)
         try:
             entries = os.scandir(os.fsencode(folder))
@@ -157,10 +211,13 @@ def _files(uid: int) -> Iterator[tuple[str, int]]:
             for _, entry in zip(range(NAMES_LIMIT), entries, strict=False):
                 if MARK not in entry.name:
                     continue
-                left -= 1
-                if left < 0:
-                    return
                 try:
+                    # Others' names do not count, or they could hide this user's.
+                    if entry.stat(follow_symlinks=False).st_uid != uid:
+                        continue
+                    left -= 1
+                    if left < 0:
+                        break
                     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
                     descriptor = os.open(entry.path, flags)
                 except OSError:

@@ -26,7 +26,7 @@ ACCEPTOR_SUBKEY = 4
 TICKET_IS_GOOD = ("service-unknown", "kdc-unreachable", "clock-skew", "enctype")
 
 
-def _source(request: UpcallRequest) -> Callable[[UpcallRequest, Config, Report], Credential]:
+def _source(request: UpcallRequest) -> Callable[[UpcallRequest, Config, str, Report], Credential]:
     if request.is_machine:
         from ..creds import machine
 
@@ -48,7 +48,7 @@ def prepare(request: UpcallRequest) -> None:
 def initiator(request: UpcallRequest, config: Config, service: str, report: Report) -> Krb5Initiator:
     """Begin a context with ``service``; see :class:`lgss_keyring.mech.Mechanism`."""
     report("debug", "looking for a credential, at the KDC if it has to be")
-    return Krb5Initiator(_source(request)(request, config, report), service, report)
+    return Krb5Initiator(_source(request)(request, config, service, report), service, report)
 
 
 class Krb5Initiator:
@@ -91,7 +91,13 @@ class Krb5Initiator:
             # The cached ticket may be one of a realm that was made anew, or of keys that
             # were changed: it must not stand in the way until it expires.
             anew, self._anew = self._anew, None
-            self._credential = anew()
+            self._report("debug", failure.reason)
+            try:
+                self._credential = anew()
+            except LgssError as second:
+                # The first cause is the one to mend: there may be no keytab at all.
+                self._report("debug", second.reason)
+                raise failure from error
             self.name = self._inquire_name()
             return self.step(None)
         self._context = result.context

@@ -15,11 +15,12 @@ from typing import Any
 import keyutils
 import pytest
 
+from lgss_keyring.creds.user import FILES_LIMIT
 from lgss_keyring.testing.realm import Realm
 from lgss_keyring.testing.requestor import Requestor
 from lgss_keyring.testing.site import USER_UID, Site, Upcalls, machine_callout, user_callout
 
-from .conftest import pace
+from .conftest import keys_of, pace, within
 from .failures import failed
 from .test_upcall import established, proven
 
@@ -489,6 +490,125 @@ def test_other_caches_of_the_default_collection(site: Site, elsewhere: Callable[
         established(user.ask(upcalls.name(), user_callout()))
         assert "tktsecond" in used(upcalls)
     shutil.rmtree(folder)
+
+
+def test_cache_of_a_collection_that_fits_the_server(site: Site) -> None:
+    """As any program with GSS-API would choose: the primary one is of another realm."""
+    folder = site.directory / "two_realms"
+    folder.mkdir()
+    with Realm("PARTNER.TEST") as partner:
+        partner.add_principal("alice")
+        partner.extract_keytab(folder / "partner.keytab", "alice")
+        command = [
+            "kinit",
+            "-k",
+            "-t",
+            str(folder / "partner.keytab"),
+            "-c",
+            str(folder / "tktprimary"),
+            "alice",
+        ]
+        subprocess.run(command, env={**os.environ, **partner.env}, check=True, capture_output=True)
+    kinit(site, site.population.user_keytab, "alice", folder / "tktsecond")
+    (folder / "primary").write_text("tktprimary\n")
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, USER_UID, USER_UID)
+    settings = with_default_cache(site, f"DIR:{folder}")
+    with Path(settings["krb5"]["config"]).open("a") as config:
+        config.write(f"\n[domain_realm]\n  localhost = {site.realm.name}\n")
+    with site.upcalls(settings) as upcalls, Requestor(USER_UID) as user:
+        proven(site, user.ask(upcalls.name(), user_callout()))
+        assert "; using" not in messages(upcalls)
+    shutil.rmtree(folder)
+
+
+def test_client_keytab_where_there_is_no_cache(site: Site) -> None:
+    """Its ticket is kept nowhere: where the cache would be anybody could have put something."""
+    own = site.directory / "client.keytab"
+    shutil.copyfile(site.population.user_keytab, own)
+    os.chown(own, USER_UID, USER_UID)
+    cache = site.directory / "nobodys-cache"
+    settings = with_default_cache(site, f"FILE:{cache}")
+    path = Path(settings["krb5"]["config"])
+    path.write_text(
+        path.read_text().replace("[libdefaults]\n", f"[libdefaults]\n  default_client_keytab_name = {own}\n")
+    )
+    with site.upcalls(settings) as upcalls, Requestor(USER_UID) as user:
+        proven(site, user.ask(upcalls.name(), user_callout()))
+        assert not cache.exists()
+        site.realm.stop_kdc()
+        try:
+            answer = user.ask(upcalls.name(), user_callout())
+            failed(answer, upcalls, errno.EHOSTUNREACH, "kdc-unreachable", limit=10)
+        finally:
+            site.realm.start_kdc()
+    own.unlink()
+
+
+def test_files_of_others_hide_nothing(site: Site, upcalls: Upcalls, elsewhere: Callable[..., Path]) -> None:
+    stamp = time.monotonic_ns()
+    crowd = [Path(f"/tmp/krb5cc_{stamp}_{number}") for number in range(FILES_LIMIT + 100)]
+    folder = Path(f"/run/user/{USER_UID}")
+    folder.mkdir(parents=True)
+    try:
+        for path in crowd:
+            path.touch()
+            os.chown(path, 61999, 61999)
+        own = elsewhere("krb5cc_login", folder=str(folder))
+        with Requestor(USER_UID) as user:
+            established(user.ask(upcalls.name(), user_callout()))
+        assert used(upcalls) == str(own)
+    finally:
+        for path in crowd:
+            path.unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
+def test_link_of_somebody_else_is_not_followed_to_the_default_cache(site: Site, upcalls: Upcalls) -> None:
+    """It may lead to this user's file now, and to another by the time libkrb5 opens it."""
+    uid = 61391
+    cache = site.realm.ccache_of(uid)
+    cache.unlink(missing_ok=True)
+    target = site.directory / "linked-ticket"
+    kinit(site, site.population.user_keytab, "alice", target)
+    os.chown(target, uid, uid)
+    try:
+        with Requestor(uid) as user:
+            cache.symlink_to(target)
+            for owner in (uid, 0):
+                os.lchown(cache, owner, owner)
+                established(user.ask(upcalls.name(), user_callout(uid)))
+            os.lchown(cache, 61392, 61392)
+            failed(user.ask(upcalls.name(), user_callout(uid)), upcalls, errno.ENOKEY, "no-ticket", "another")
+    finally:
+        cache.unlink()
+        target.unlink()
+
+
+def test_keyring_cache_of_a_user_is_looked_for_without_making_it(site: Site) -> None:
+    """Each would stay and count against his quota."""
+    name = f"KEYRING:user:lgss-{time.monotonic_ns()}"
+    with site.upcalls(with_default_cache(site, name)) as upcalls, Requestor(USER_UID) as user:
+        user.run(["keyctl", "link", "@u", "@s"])
+        before = keys_of(USER_UID)
+        failed(user.ask(upcalls.name(), user_callout()), upcalls, errno.ENOKEY, "no-ticket", name)
+        assert within(10, lambda: keys_of(USER_UID) <= before)
+
+
+def test_first_cause_is_told_when_there_is_no_other_credential(
+    site: Site, root: Requestor, root_cache: Path, keytab: Callable[..., Path]
+) -> None:
+    """Not that a keytab, which nobody has asked for, is missing."""
+    kinit(site, keytab("host/localhost"), "host/localhost", root_cache)
+    site.realm.administer("modprinc", "-allow_svr", "lustre_mds/localhost")
+    try:
+        with site.upcalls({"krb5": {"keytab": "/nonexistent/keytab"}}) as upcalls:
+            answer = root.ask(upcalls.name(), machine_callout())
+            assert answer.error == 0
+            message = upcalls.events(answer.key)[-1]["message"]
+            assert "lustre_mds" in message and "/nonexistent" not in message, message
+    finally:
+        site.realm.administer("modprinc", "+allow_svr", "lustre_mds/localhost")
 
 
 def test_names_as_they_are(site: Site, user: Requestor) -> None:
