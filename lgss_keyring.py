@@ -16,7 +16,15 @@ import sys
 # in sbin points to. Behind the standard library, whose names nobody may take over.
 sys.path.append(os.path.dirname(os.path.realpath(__file__)))
 
-from lgss_keyring import keyctl
+try:
+    from lgss_keyring import keyctl
+except Exception as error:
+    # Without it no key can be answered: the kernel negates it (ENOKEY, 60 s).
+    import syslog
+
+    syslog.openlog("lgss_keyring", syslog.LOG_PID, syslog.LOG_AUTHPRIV)
+    syslog.syslog(syslog.LOG_ERR, f"{type(error).__name__}: {error}; reinstall lgss_keyring")
+    os._exit(1)
 
 OPTIONS = {"-R": "realm", "--realm": "realm", "--config": "config", "--timeout": "timeout"}
 

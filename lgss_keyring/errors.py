@@ -30,6 +30,28 @@ GSS_S_DUPLICATE_TOKEN = 1 << 1
 GSS_S_OLD_TOKEN = 1 << 2
 
 
+SHORTAGE = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT})
+"""What the kernel says when it has no more processes, memory, descriptors or key quota."""
+SHORTAGE_HINT = (
+    "a limit of processes, memory, descriptors or keys (/proc/sys/kernel/keys) was reached: "
+    "of this machine, or of who asked"
+)
+
+
+def shortage(error: BaseException | None) -> int:
+    """The errno of a shortage behind ``error``, or 0: no defect of ours, and to be told as
+    what it is.  ENOMEM for EAGAIN, which would ask the caller to try the same again."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in SHORTAGE:
+            return errno.ENOMEM if error.errno == errno.EAGAIN else error.errno
+        # CPython's only word for a pthread_create(3) that failed.
+        no_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
+        if no_thread or isinstance(error, MemoryError):
+            return errno.ENOMEM
+        error = error.__cause__ or error.__context__
+    return 0
+
+
 class LgssError(Exception):
     """Base of all errors of this package.
 

@@ -109,6 +109,8 @@ class Log:
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)) + f".{int(now * 1000) % 1000:03d}"
         tail = " ".join(f"{name}={value.replace(' ', '_')}" for name, value in fields.items())
+        # The bar separates, so the message has none: the fields behind it are ours.
+        message = message.replace("|", "\\x7c")
         line = f"{stamp} {IDENTIFIER}[{os.getpid()}] {level}: {message} | {tail}\n"
         try:
             # No link is followed: root writes here.

@@ -12,7 +12,7 @@ import errno
 
 from . import mech, nid
 from ._record import Record
-from .errors import GSS_S_FAILURE, ChannelError, LgssError, MechanismError
+from .errors import GSS_S_FAILURE, SHORTAGE_HINT, ChannelError, LgssError, MechanismError, shortage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Failed(Record):
         """The outcome of an exception, foreign ones included."""
         if isinstance(error, LgssError):
             return cls(error.errno, error.major, error.kind, error.reason, error.hint)
+        if number := shortage(error):
+            return cls(number, 0, "resources", f"this machine is short of something: {error}", SHORTAGE_HINT)
         return cls(
             errno.EIO,
             0,

@@ -11,6 +11,7 @@ import os
 import sys
 
 from . import keyctl
+from .errors import SHORTAGE_HINT, shortage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,11 +61,17 @@ def refuse(arguments: Sequence[str], error: Exception) -> int:
     if isinstance(error, ValueError):
         keyctl.alarm(LIMIT)  # the front's own is set when the arguments are found to be good
     number = errno.EINVAL
-    reason = why(arguments)
+    kind, hint = "bad-arguments", "check the line in /etc/request-key.d that runs lgss_keyring"
     key = _serial(arguments)
+    if isinstance(error, BrokenPipeError):
+        return _orphaned(key, error)
     if isinstance(error, OSError):
         number = error.errno or errno.EIO
         reason = f"{error.filename or 'fork'}: {os.strerror(number)}"
+        if shortage(error):
+            kind, hint = "resources", SHORTAGE_HINT
+    else:
+        reason = why(arguments)
     if key:
         try:
             keyctl.assume_authority(key)
@@ -74,8 +81,22 @@ def refuse(arguments: Sequence[str], error: Exception) -> int:
     if os.isatty(2):
         os.write(2, f"lgss_keyring: {reason}\n{USAGE}".encode())
         return 2
-    hint = "check the line in /etc/request-key.d that runs lgss_keyring"
-    _log(key, arguments, "bad-arguments", f"refused: {reason}; {hint}", number)
+    _log(key, arguments, kind, f"refused: {reason}; {hint}", number)
+    return 1
+
+
+def _orphaned(key: int, error: OSError) -> int:
+    """Nobody reads the front's word to its child: that was killed, and ``key`` is
+    instantiated, so nothing but an update ends it.  Not by us, for whose end the kernel
+    waits before it takes one."""
+    try:
+        if os.fork() == 0:
+            try:
+                last_resort(key, error)
+            finally:
+                os._exit(1)
+    except OSError:
+        pass  # the key's timeout is all that is left
     return 1
 
 
@@ -121,9 +142,15 @@ def instantiated(key: int, arguments: Sequence[str]) -> bool:
 
 
 def last_resort(key: int, error: BaseException) -> None:
-    """Answer the key when the package itself cannot be loaded, with ELIBACC."""
+    """Answer the key when the package itself cannot be loaded, with ELIBACC; or when there
+    is no memory, or no process, to do anything better with, with ENOMEM."""
+    number, advice = errno.ELIBACC, "reinstall lgss_keyring"
+    if isinstance(error, BrokenPipeError):
+        number, advice = errno.ENOMEM, f"the process to serve it was killed; {SHORTAGE_HINT}"
+    elif short := shortage(error):
+        number, advice = short, SHORTAGE_HINT
     # PROTOCOL 7's failure payload: u32 0, s32 -errno, u32 no GSS status.
-    failure = bytes(4) + (-errno.ELIBACC).to_bytes(4, sys.byteorder, signed=True) + bytes(4)
+    failure = bytes(4) + (-number).to_bytes(4, sys.byteorder, signed=True) + bytes(4)
     import time
 
     end = time.monotonic() + PATIENCE
@@ -144,7 +171,7 @@ def last_resort(key: int, error: BaseException) -> None:
         import syslog
 
         syslog.openlog("lgss_keyring", syslog.LOG_PID, syslog.LOG_AUTHPRIV)
-        syslog.syslog(syslog.LOG_ERR, f"key {key}: {type(error).__name__}: {error}; reinstall lgss_keyring")
+        syslog.syslog(syslog.LOG_ERR, f"key {key}: {type(error).__name__}: {error}; {advice}")
 
 
 def _serial(arguments: Sequence[str]) -> int:
@@ -156,9 +183,17 @@ def _serial(arguments: Sequence[str]) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 2**31 else 0
 
 
+def _config(arguments: Sequence[str]) -> str | None:
+    """What --config names, if it stands before `create`: what comes behind is the
+    requestor's own text."""
+    words, config = list(arguments), None
+    while len(words) > 1 and words[0] in OPTIONS:
+        config = words[1] if words[0] == "--config" else config
+        words = words[2:]
+    return config
+
+
 def _log(key: int, arguments: Sequence[str], kind: str, text: str, number: int) -> None:
-    words = list(arguments)
-    config = words[words.index("--config") + 1] if "--config" in words[:-1] else None
     try:
         # In a child, so that the caller does not wait for a log either.
         pid = os.fork()
@@ -171,7 +206,7 @@ def _log(key: int, arguments: Sequence[str], kind: str, text: str, number: int) 
 
         if pid == 0:
             upcall.daemonize()
-        upcall.log_refusal(key, config, kind, text, number)
+        upcall.log_refusal(key, _config(arguments), kind, text, number)
     finally:
         if pid == 0:
             os._exit(1)

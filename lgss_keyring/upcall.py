@@ -156,7 +156,12 @@ def _answer(key: int, key_type: str, answer: Answer, deadline: float, log: Log) 
         if key_type == "user":
             # The update has cleared the timeout (PROTOCOL 10).  To be killed just
             # here leaves a key without one; the kernel has no way to do both.
-            keys.set_timeout(key, FAILURE_LIFE if failure else min(lifetime, callout.INT_MAX))
+            try:
+                keys.set_timeout(key, FAILURE_LIFE if failure else min(lifetime, callout.INT_MAX))
+            except LgssError:
+                # Better no answer than one that never ends.
+                keys.invalidate(key)
+                raise
     except LgssError as error:
         untaken = error.reason + (": nobody waits for it any more" if error.errno in keys.GONE else "")
         log.bind(update_errno=errno.errorcode.get(error.errno, str(error.errno)))

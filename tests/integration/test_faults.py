@@ -446,6 +446,8 @@ def test_a_front_that_cannot_fork_rejects_with_that_errno(site: Site, root: Requ
         callers.append(answer.blocked)
         (event,) = upcalls.log("LGSS_ERROR=")
         assert "fork: Resource temporarily unavailable" in event["message"]
+        assert event["LGSS_ERROR"] == "resources"
+        table.judge("resources", event["LGSS_ERRNO"], event["message"])
 
 
 def _front_with(site: Site, name: str, before: str, statement: str) -> Path:
@@ -457,6 +459,19 @@ def _front_with(site: Site, name: str, before: str, statement: str) -> Path:
     program.write_text(text.replace(line, f"{indent}{statement}\n{line}", 1))
     program.chmod(0o755)
     return program
+
+
+def test_a_child_that_is_killed_before_its_front_is_done_leaves_an_answer(
+    site: Site, user: Requestor
+) -> None:
+    """For want of memory, say. The key is instantiated then: nobody else would update it."""
+    program = _front_with(site, "killed_child.py", "told = os.read", "os.kill(os.getpid(), 9)")
+    late = program.read_text().replace('os.write(go, b"1")', 'os.wait(); os.close(ready); os.write(go, b"1")')
+    program.write_text(late)
+    with site.upcalls(program=program) as upcalls:
+        answer = user.ask(upcalls.name(), user_callout())
+        assert payload.unpack(answer.data) == payload.FailurePayload(errno.ENOMEM, 0)
+        assert answer.updated is not None and answer.updated < pace(1)
 
 
 def test_a_front_that_is_killed_after_it_instantiated_loses_nothing(site: Site, user: Requestor) -> None:

@@ -103,5 +103,6 @@ def test_a_message_cannot_forge_fields(
     log.event("error", f"{text} | LGSS_KEY=1\nnext", error=value + " LGSS_KEY=2")
     line = path.read_text()
     assert line.count("\n") == 1
-    fields = dict(word.split("=", 1) for word in line.rstrip("\n").rpartition(" | ")[2].split(" "))
+    # Neither from the left nor from the right: the bar stands once.
+    fields = dict(word.split("=", 1) for word in line.rstrip("\n").partition(" | ")[2].split(" "))
     assert set(fields) == {"LGSS_ERROR", "LGSS_MS"}

@@ -51,6 +51,19 @@ def test_serial_is_found_or_none(arguments: list[str], serial: int) -> None:
     assert refusal._serial(arguments) == serial
 
 
+@pytest.mark.parametrize(
+    ("arguments", "config"),
+    [
+        (["-R", "X", "--config", "/etc/ours", *GOOD], "/etc/ours"),
+        (["create", "5", "lgssc", "--config", "/dev/watchdog", "0", "0", "0", "0", "0"], None),
+        (["--config"], None),
+    ],
+)
+def test_text_of_the_requestors_is_no_option(arguments: list[str], config: str | None) -> None:
+    """Root opens what it takes for its configuration."""
+    assert refusal._config(arguments) == config
+
+
 def test_help_by_hand() -> None:
     with Stage() as stage:
         done = subprocess.run([stage.program, "--help"], capture_output=True, text=True, timeout=10)
