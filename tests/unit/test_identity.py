@@ -6,13 +6,15 @@ import ctypes
 import errno
 import functools
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lgss_keyring import identity
-from lgss_keyring.errors import LgssError
+from lgss_keyring import identity, service
+from lgss_keyring.errors import ConfigError, LgssError
+from lgss_keyring.privsep import Line
 
 UID = 61234
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody")
@@ -136,3 +138,15 @@ def test_environment_is_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     both = in_child(lambda: work("", False))
     assert both == plain.format(f"KRB5_CONFIG={identity.AS_IT_IS}:/etc/krb5.conf,")
     assert Path(identity.AS_IT_IS).exists()
+
+
+def test_file_about_names_that_cannot_be_read_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libkrb5 takes no notice of it, and reverse DNS would choose the server's principal."""
+    monkeypatch.setattr(identity, "AS_IT_IS", "/nonexistent")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        line = Line(theirs)
+        with pytest.raises(ConfigError, match="cannot read /nonexistent"):
+            service._check_names(line, inside=False)
+        service._check_names(line, inside=True)
+        assert b"that mount namespace decides" in ours.recv(1000)
