@@ -61,6 +61,11 @@ class UpcallRequest(Callout):
     realm: str | None
 
     @property
+    def keyrings(self) -> tuple[int, int, int]:
+        """The serials of the requestor's keyrings; 0 for one that he does not have."""
+        return self.session_keyring, self.thread_keyring, self.process_keyring
+
+    @property
     def is_machine(self) -> bool:
         """Whether the machine's credential is asked for, by any flag."""
         return bool(self.flags)

@@ -229,7 +229,7 @@ def find(request: UpcallRequest, forked: int, containers: bool = True) -> Place 
     if not request.is_machine:
         if place.check_owner(request.uid, forked) != request.uid:
             # A service of root's that works for this user: its credentials are its own.
-            keys.unlink_requestor((request.session_keyring, request.thread_keyring, request.process_keyring))
+            keys.unlink_requestor(request.keyrings)
         if request.uid == 0:
             place.check_ours()
         if "mnt" in place.different and os.getpid() != 1:

@@ -37,13 +37,14 @@ def serve(
     """
     # Only who asks for himself brings his credentials along: root's session keyring
     # must not lend its TGT to the user that root asks for, nor a user's to the machine.
-    rings = (request.session_keyring, request.thread_keyring, request.process_keyring)
     if request.is_machine or request.requestor_uid != request.uid:
-        keys.unlink_requestor(rings)
+        keys.unlink_requestor(request.keyrings)
     elif not request.pid:
         # Whether he is a process of root's that works for this user (setfsuid(2)) nobody
         # tells us; so what is not this user's own is taken for root's.
-        keys.unlink_requestor(tuple(ring for ring in rings if ring and not keys.owned(ring, request.uid)))
+        keys.unlink_requestor(
+            tuple(ring for ring in request.keyrings if ring and not keys.owned(ring, request.uid))
+        )
 
     monitor = os.getpid()
     carrier = lustre.Carrier(request, settings) if request.key_type == "lgssc" else None

@@ -165,10 +165,7 @@ def _elsewhere(uid: int, report: Report) -> _gss.creds.Creds | None:
         if best is None:
             return None
         report("info", f"the default cache has no valid credential; using {best[1]}")
-        cache = _krb5.into_memory(context, best[2])
-        return _gss.ext_cred_store.acquire_cred_from(
-            {b"ccache": cache}, mechs=[_gss.KRB5], usage="initiate"
-        ).creds
+        return _from(_krb5.into_memory(context, best[2]))
     except (_krb5.Krb5Error, _gss.GSSError, LgssError, OSError) as error:
         report("debug", f"no other credential can be used: {error}")
         return None
