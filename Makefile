@@ -45,7 +45,7 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@touch $@
 
 demo: setup ## show the main job on this machine, then clean up
-	@$(BIN)/python -m lgss_keyring.testing.demo
+	@$(BIN)/python -m tests.support.demo
 
 lint: setup ## ruff and mypy --strict
 	$(BIN)/ruff check . $(SCRIPTS)

@@ -3,7 +3,7 @@
 
 A process waits in request_key(2) until this one has exited, so it does what only
 it can do and leaves: DESIGN.md, "One upcall", steps 1 to 4. The child it forks does
-the rest, in lgss_keyring/upcall.py; what is not for us goes to refusal.py.
+the rest, in lgss_keyring/monitor/upcall.py; what is not for us goes to refusal.py.
 
 No script is cached by Python: this one is compiled at each upcall, 0.1 ms for every
 15 statements. Hence its shortness, and what can live elsewhere does.
@@ -17,7 +17,7 @@ import sys
 sys.path.append(os.path.dirname(os.path.realpath(__file__)))
 
 try:
-    from lgss_keyring import keyctl
+    from lgss_keyring.front import keyctl
 except Exception as error:
     # Without it no key can be answered: the kernel negates it (ENOKEY, 60 s).
     import syslog
@@ -75,7 +75,7 @@ def main(words: list[str]) -> int:
         os.write(go, b"1")
         return 0
     except (ValueError, OSError) as error:
-        from lgss_keyring import refusal
+        from lgss_keyring.front import refusal
 
         return refusal.refuse(sys.argv[1:], error)
 
@@ -90,18 +90,18 @@ def schedule(policy: int) -> None:
 def serve(key: int, options: dict[str, str], words: list[str], told: bytes) -> None:
     try:
         if not told:  # our parent was killed, or has refused
-            from lgss_keyring import refusal
+            from lgss_keyring.front import refusal
 
             if not refusal.instantiated(key, sys.argv[1:]):
                 return
         import time  # built in, and no caller waits for this process
 
         started = time.monotonic()
-        from lgss_keyring import upcall
+        from lgss_keyring.monitor import upcall
 
         upcall.run(key, options, words, started)
     except BaseException as error:  # a damaged installation must not leave the caller waiting
-        from lgss_keyring import refusal
+        from lgss_keyring.front import refusal
 
         refusal.last_resort(key, error)
 

@@ -9,7 +9,7 @@ import sys
 
 sys.path.append(os.path.dirname(os.path.realpath(__file__)))
 
-from lgss_keyring import keyctl
+from lgss_keyring.front import keyctl
 
 key = int(sys.argv[sys.argv.index("create") + 1])
 keyctl.assume_authority(key)

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC
 
 from lgss_keyring import sptlrpc
-from lgss_keyring.testing.site import LOOPBACK_NID, Site
+from tests.support.site import LOOPBACK_NID, Site
 
 BARS = {"lookup_us": 30.0, "sign_us": 25.0}
 SEAL_SHARE = 0.6

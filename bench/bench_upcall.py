@@ -17,10 +17,10 @@ from typing import Any
 
 import click
 
-from lgss_keyring.testing.cgroup import Cgroup
-from lgss_keyring.testing.requestor import Requestor
-from lgss_keyring.testing.site import USER_UID, Site, Upcalls, user_callout
-from lgss_keyring.testing.stage import Stage, TestingError
+from tests.support.cgroup import Cgroup
+from tests.support.requestor import Requestor
+from tests.support.site import USER_UID, Site, Upcalls, user_callout
+from tests.support.stage import Stage, TestingError
 
 HERE = Path(__file__).parent
 CPU_ROUNDS = 20

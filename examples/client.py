@@ -11,9 +11,9 @@ import socket
 import sys
 
 from lgss_keyring import sptlrpc
-from lgss_keyring.errors import LgssError
-from lgss_keyring.nid import Nid
-from lgss_keyring.testing.server import receive, send
+from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.worker.nid import Nid
+from tests.support.server import receive, send
 
 port, text, prefix = int(sys.argv[1]), sys.argv[2].encode(), (sys.argv[3:] or ["lgss:"])[0]
 target = sptlrpc.Target(Nid.parse("127.0.0.1@tcp").to_int(), 1, "example-MDT0000")

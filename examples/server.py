@@ -13,8 +13,8 @@ import sys
 import threading
 from pathlib import Path
 
-from lgss_keyring.errors import LgssError
-from lgss_keyring.testing.server import MessageServer, receive, send
+from lgss_keyring.formats.errors import LgssError
+from tests.support.server import MessageServer, receive, send
 
 
 def answer(server: MessageServer, connection: socket.socket) -> None:

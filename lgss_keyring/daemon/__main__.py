@@ -7,11 +7,12 @@ import os
 
 import click
 
-from .. import config, keys
-from ..errors import LgssError
-from ..log import Log
-from ..sptlrpc.pipe import DEFAULT_SOCKET
-from . import requests, server
+from lgss_keyring.daemon import requests, server
+from lgss_keyring.formats import config
+from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.sptlrpc.pipe import DEFAULT_SOCKET
+from lgss_keyring.system import keys
+from lgss_keyring.system.log import Log
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,8 +34,9 @@ def main(path: str, config_file: str | None) -> None:
     os.umask(0o077)
     log = Log(settings.log.level, settings.log.file)
     # Loaded once: what the workers need is here when they are forked.
-    from .. import _krb5, mech  # noqa: F401
-    from ..creds import machine, user  # noqa: F401
+    from lgss_keyring.worker import krb5_library as _krb5  # noqa: F401
+    from lgss_keyring.worker import mech
+    from lgss_keyring.worker.creds import machine, user  # noqa: F401
 
     mech.load("krb5")
     try:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 
-from .. import callout, keys, negotiation, service
-from ..callout import UpcallRequest
-from ..errors import LgssError
-from ..log import Log
-from ..privsep import Answer
+from lgss_keyring.formats import callout
+from lgss_keyring.formats.callout import UpcallRequest
+from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.monitor import service
+from lgss_keyring.monitor.privsep import Answer
+from lgss_keyring.system import keys
+from lgss_keyring.system.log import Log
+from lgss_keyring.worker import negotiation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..config import Config
-    from ..pipe import Upcall
-    from .server import Peer
+    from lgss_keyring.daemon.server import Peer
+    from lgss_keyring.formats.config import Config
+    from lgss_keyring.formats.pipe import Upcall
 
 
 def request_of(upcall: Upcall, peer: Peer) -> UpcallRequest:

@@ -1,6 +1,6 @@
 """The carrier: a Unix SOCK_SEQPACKET socket, its peers, and a process for each record.
 
-What is carried is :mod:`.requests`' and :mod:`lgss_keyring.service`'s affair.  One thread,
+What is carried is :mod:`.requests`' and :mod:`lgss_keyring.monitor.service`'s affair.  One thread,
 which never negotiates and so never waits: each record gets a forked monitor (root), and
 that a worker (the user).  A process for each keeps what one does wrong with the KDC or
 with memory from the others, and can be killed.
@@ -28,10 +28,11 @@ import stat
 import struct
 import time
 
-from .. import identity, payload, pipe
-from ..errors import LgssError
-from ..log import Log
-from ..privsep import refuse_descriptors
+from lgss_keyring.formats import payload, pipe
+from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.monitor.privsep import refuse_descriptors
+from lgss_keyring.system.log import Log
+from lgss_keyring.worker import identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

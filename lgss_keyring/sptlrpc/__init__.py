@@ -10,15 +10,15 @@ Names are the design's (5.2) and Lustre's own.  What is for kernels there is don
 what user space has; :mod:`.keyring` says how.
 """
 
-from .buffers import Buffer, MessageBufferError
-from .context import Context, ContextError, State
-from .flavor import FLAVORS, Flavor, FlavorError
-from .flavor import parse as parse_flavor
-from .policy import POLICIES, Policy
-from .policy import create as create_policy
-from .sec import ALL, REVERSE_GRACE, SecurityObject, Target
-from .session import Session
-from .window import Window
+from lgss_keyring.formats.flavor import FLAVORS, Flavor, FlavorError
+from lgss_keyring.formats.flavor import parse as parse_flavor
+from lgss_keyring.sptlrpc.buffers import Buffer, MessageBufferError
+from lgss_keyring.sptlrpc.context import Context, ContextError, State
+from lgss_keyring.sptlrpc.policy import POLICIES, Policy
+from lgss_keyring.sptlrpc.policy import create as create_policy
+from lgss_keyring.sptlrpc.sec import ALL, REVERSE_GRACE, SecurityObject, Target
+from lgss_keyring.sptlrpc.session import Session
+from lgss_keyring.sptlrpc.window import Window
 
 __all__ = [
     "ALL",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from ..errors import LgssError
+from lgss_keyring.formats.errors import LgssError
 
 GRAIN = 512
 """Room is given in steps of so many bytes, as messages grow in small steps."""

@@ -17,17 +17,17 @@ import threading
 import time
 from concurrent.futures import Future
 
-from .. import payload
-from ..errors import GSS_S_CONTEXT_EXPIRED, GSS_S_NO_CONTEXT, LgssError
-from ..payload import Krb5Context
-from .session import Session
+from lgss_keyring.formats import payload
+from lgss_keyring.formats.errors import GSS_S_CONTEXT_EXPIRED, GSS_S_NO_CONTEXT, LgssError
+from lgss_keyring.formats.payload import Krb5Context
+from lgss_keyring.sptlrpc.session import Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..crypto.tokens import Bytes
-    from .sec import SecurityObject
+    from lgss_keyring.formats.crypto.tokens import Bytes
+    from lgss_keyring.sptlrpc.sec import SecurityObject
 
 GSSNULL_END = 2**32 - 1
 

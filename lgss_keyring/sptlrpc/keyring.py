@@ -29,15 +29,16 @@ import os
 import threading
 import time
 
-from .. import keys, payload
-from ..callout import format_callout
-from ..errors import KeyOperationError, LgssError
-from .context import Context, ContextError, State
-from .policy import Policy, group_of
+from lgss_keyring.formats import payload
+from lgss_keyring.formats.callout import format_callout
+from lgss_keyring.formats.errors import KeyOperationError, LgssError
+from lgss_keyring.sptlrpc.context import Context, ContextError, State
+from lgss_keyring.sptlrpc.policy import Policy, group_of
+from lgss_keyring.system import keys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .sec import SecurityObject
+    from lgss_keyring.sptlrpc.sec import SecurityObject
 
 PLACEHOLDER = b"\0"
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05

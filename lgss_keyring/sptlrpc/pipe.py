@@ -15,10 +15,10 @@ import struct
 import threading
 import time
 
-from .. import pipe
-from ..errors import LgssError
-from .context import Context, ContextError
-from .policy import Policy, group_of
+from lgss_keyring.formats import pipe
+from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.sptlrpc.context import Context, ContextError
+from lgss_keyring.sptlrpc.policy import Policy, group_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,12 +7,13 @@ import importlib
 import os
 from abc import ABC, abstractmethod
 
-from .. import config, identity
-from ..errors import LgssError
-from . import flavor as flavors
-from .context import Context
-from .flavor import Flavor
-from .sec import SecurityObject, Target
+from lgss_keyring.formats import config
+from lgss_keyring.formats import flavor as flavors
+from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.formats.flavor import Flavor
+from lgss_keyring.sptlrpc.context import Context
+from lgss_keyring.sptlrpc.sec import SecurityObject, Target
+from lgss_keyring.worker import identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,16 +11,16 @@ import os
 import threading
 import time
 
-from .._record import Record
-from ..errors import LgssError
-from .buffers import Buffer
-from .context import Context, State
-from .flavor import Flavor
+from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.formats.flavor import Flavor
+from lgss_keyring.formats.record import Record
+from lgss_keyring.sptlrpc.buffers import Buffer
+from lgss_keyring.sptlrpc.context import Context, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .policy import Policy
-    from .session import Session
+    from lgss_keyring.sptlrpc.policy import Policy
+    from lgss_keyring.sptlrpc.session import Session
 
 ALL = -1
 """The uid that stands for every user's contexts."""

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import itertools
 
-from ..crypto import tokens
-from ..errors import GSS_S_DEFECTIVE_TOKEN, MechanismError
-from ..payload import Krb5Context
-from .flavor import Flavor, FlavorError
-from .window import Window
+from lgss_keyring.formats.crypto import tokens
+from lgss_keyring.formats.errors import GSS_S_DEFECTIVE_TOKEN, MechanismError
+from lgss_keyring.formats.flavor import Flavor, FlavorError
+from lgss_keyring.formats.payload import Krb5Context
+from lgss_keyring.sptlrpc.window import Window
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..crypto.tokens import Bytes
+    from lgss_keyring.formats.crypto.tokens import Bytes
 
 INITIATOR = 1
 

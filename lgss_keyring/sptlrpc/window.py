@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from ..errors import GSS_S_DUPLICATE_TOKEN, GSS_S_OLD_TOKEN, MechanismError
+from lgss_keyring.formats.errors import GSS_S_DUPLICATE_TOKEN, GSS_S_OLD_TOKEN, MechanismError
 
 LIMIT = 65536
 """Of a window's size: the other side chooses it, and each number costs a bit."""

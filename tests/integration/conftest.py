@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lgss_keyring.testing import requestor
-from lgss_keyring.testing.requestor import Requestor
-from lgss_keyring.testing.site import USER_UID, Site, Upcalls
-from lgss_keyring.testing.stage import CHECKOUT, Stage
+from tests.support import requestor
+from tests.support.requestor import Requestor
+from tests.support.site import USER_UID, Site, Upcalls
+from tests.support.stage import CHECKOUT, Stage
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 
-from lgss_keyring import payload
-from lgss_keyring.testing import table
-from lgss_keyring.testing.requestor import Answer
-from lgss_keyring.testing.site import Upcalls
+from lgss_keyring.formats import payload
+from tests.support import table
+from tests.support.requestor import Answer
+from tests.support.site import Upcalls
 
 from .conftest import pace
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lgss_keyring.crypto import rfc3961, tokens
-from lgss_keyring.payload import ENCTYPES, Krb5Context
-from lgss_keyring.testing.realm import Realm
-from lgss_keyring.testing.site import PROGRAM, VERSION, AcceptorProcess
+from lgss_keyring.formats.crypto import rfc3961, tokens
+from lgss_keyring.formats.payload import ENCTYPES, Krb5Context
+from tests.support.realm import Realm
+from tests.support.site import PROGRAM, VERSION, AcceptorProcess
 
 DATA, INIT, CONTINUE_INIT, DESTROY = range(4)
 NONE, INTEGRITY, PRIVACY = 1, 2, 3

@@ -15,10 +15,10 @@ from typing import Any
 import keyutils
 import pytest
 
-from lgss_keyring.creds.user import FILES_LIMIT
-from lgss_keyring.testing.realm import Realm
-from lgss_keyring.testing.requestor import Requestor
-from lgss_keyring.testing.site import USER_UID, Site, Upcalls, machine_callout, user_callout
+from lgss_keyring.worker.creds.user import FILES_LIMIT
+from tests.support.realm import Realm
+from tests.support.requestor import Requestor
+from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
 
 from .conftest import keys_of, pace, within
 from .failures import failed

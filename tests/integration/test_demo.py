@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-COMMAND = [sys.executable, "-m", "lgss_keyring.testing.demo"]
+COMMAND = [sys.executable, "-m", "tests.support.demo"]
 
 
 def leftovers() -> set[str]:

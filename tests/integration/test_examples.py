@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from lgss_keyring.testing.site import Site
-from lgss_keyring.testing.stage import CHECKOUT
+from tests.support.site import Site
+from tests.support.stage import CHECKOUT
 
 EXAMPLES = CHECKOUT / "examples"
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from lgss_keyring import payload
-from lgss_keyring.testing import peers, table
-from lgss_keyring.testing.requestor import Requestor
-from lgss_keyring.testing.site import LOOPBACK_NID, USER_UID, Site, Upcalls, machine_callout, user_callout
+from lgss_keyring.formats import payload
+from tests.support import peers, table
+from tests.support.requestor import Requestor
+from tests.support.site import LOOPBACK_NID, USER_UID, Site, Upcalls, machine_callout, user_callout
 
 from .conftest import pace, upcall_processes, within
 from .failures import ANSWERED, BLOCKED, callers, failed

@@ -6,10 +6,10 @@ import os
 import subprocess
 from pathlib import Path
 
-from lgss_keyring import payload
-from lgss_keyring.testing.requestor import Requestor
-from lgss_keyring.testing.site import USER_UID, Site, user_callout
-from lgss_keyring.testing.stage import CHECKOUT
+from lgss_keyring.formats import payload
+from tests.support.requestor import Requestor
+from tests.support.site import USER_UID, Site, user_callout
+from tests.support.stage import CHECKOUT
 
 
 def make(target: str, destination: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lgss_keyring import payload
-from lgss_keyring.testing.requestor import Requestor
-from lgss_keyring.testing.site import USER_UID, Site, user_callout
+from lgss_keyring.formats import payload
+from tests.support.requestor import Requestor
+from tests.support.site import USER_UID, Site, user_callout
 
 SOURCE = Path(__file__).with_name("rpcsec_gss_peer.c")
 SERVICE = "lustre_mds@localhost"

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from lgss_keyring import payload, pipe, sptlrpc
+from lgss_keyring import sptlrpc
 from lgss_keyring.daemon import server
-from lgss_keyring.errors import LgssError
-from lgss_keyring.log import Log
+from lgss_keyring.formats import payload, pipe
+from lgss_keyring.formats.errors import LgssError
 from lgss_keyring.sptlrpc import Target
-from lgss_keyring.testing import peers
-from lgss_keyring.testing.site import HOST, LOOPBACK_NID, USER_UID, Site
+from lgss_keyring.system.log import Log
+from tests.support import peers
+from tests.support.site import HOST, LOOPBACK_NID, USER_UID, Site
 
 from .conftest import within
 from .test_sptlrpc import Peer, in_user

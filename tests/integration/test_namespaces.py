@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from lgss_keyring import namespaces
-from lgss_keyring.errors import RefusedError
-from lgss_keyring.testing import peers
-from lgss_keyring.testing.requestor import Requestor
-from lgss_keyring.testing.site import USER_UID, Site, Upcalls, machine_callout, user_callout
+from lgss_keyring.formats.errors import RefusedError
+from lgss_keyring.worker import namespaces
+from tests.support import peers
+from tests.support.requestor import Requestor
+from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
 
 from .conftest import pace, upcall_processes, within
 from .failures import failed

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lgss_keyring.testing import realm as module
-from lgss_keyring.testing.realm import Realm, RealmError
+from tests.support import realm as module
+from tests.support.realm import Realm, RealmError
 
 UID = 61235
 
@@ -98,7 +98,7 @@ def test_two_realms_at_once_and_nothing_left(realm: Realm) -> None:
 
 def test_the_kdc_dies_with_a_killed_parent(tmp_path: Path) -> None:
     code = (
-        "import time; from lgss_keyring.testing.realm import Realm\n"
+        "import time; from tests.support.realm import Realm\n"
         "r = Realm(); print(r.port, r.directory, flush=True); time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -21,13 +21,15 @@ from typing import Any
 import keyutils
 import pytest
 
-from lgss_keyring import keyctl, keys, sptlrpc
-from lgss_keyring.errors import GSS_S_BAD_MIC, GSS_S_DEFECTIVE_TOKEN, GSS_S_DUPLICATE_TOKEN, LgssError
+from lgss_keyring import sptlrpc
+from lgss_keyring.formats.errors import GSS_S_BAD_MIC, GSS_S_DEFECTIVE_TOKEN, GSS_S_DUPLICATE_TOKEN, LgssError
+from lgss_keyring.front import keyctl
 from lgss_keyring.sptlrpc import Context, SecurityObject, State, Target
 from lgss_keyring.sptlrpc.keyring import KeyringPolicy
-from lgss_keyring.testing import server
-from lgss_keyring.testing.site import LOOPBACK_NID, USER_UID, Site, Upcalls
-from lgss_keyring.testing.stage import CHECKOUT, Stage
+from lgss_keyring.system import keys
+from tests.support import server
+from tests.support.site import LOOPBACK_NID, USER_UID, Site, Upcalls
+from tests.support.stage import CHECKOUT, Stage
 
 from .conftest import within
 
@@ -90,7 +92,7 @@ class Peer:
     def __init__(self, site: Site) -> None:
         directory = site.directory / f"peer-{time.monotonic_ns()}"
         directory.mkdir()
-        command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "lgss_keyring.testing.server"]
+        command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "tests.support.server"]
         command += ["--keytab", str(site.population.server_keytab), "--directory", str(directory)]
         env = {**os.environ, **site.realm.env}
         self._process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)

@@ -13,13 +13,13 @@ from pathlib import Path
 import keyutils
 import pytest
 
-from lgss_keyring import payload
-from lgss_keyring.crypto import tokens
-from lgss_keyring.payload import ContextPayload, Krb5Context
-from lgss_keyring.testing import peers
-from lgss_keyring.testing.cgroup import Cgroup
-from lgss_keyring.testing.requestor import Answer, Requestor
-from lgss_keyring.testing.site import USER_UID, Site, Upcalls, machine_callout, user_callout
+from lgss_keyring.formats import payload
+from lgss_keyring.formats.crypto import tokens
+from lgss_keyring.formats.payload import ContextPayload, Krb5Context
+from tests.support import peers
+from tests.support.cgroup import Cgroup
+from tests.support.requestor import Answer, Requestor
+from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
 
 from .conftest import keys_of, pace, upcall_processes, within
 from .failures import failed
@@ -314,7 +314,7 @@ def test_the_child_imports_only_what_it_uses(site: Site) -> None:
         "import sys; sys.path.append(sys.argv[1]); from lgss_keyring import keyctl, upcall, channel;"
         "from lgss_keyring import mech; import types;"
         "mech.load('krb5').prepare(types.SimpleNamespace(is_machine=False));"
-        "from lgss_keyring.channel import rpcsec_gss; print(*sorted(sys.modules))"
+        "from lgss_keyring.worker.channel import rpcsec_gss; print(*sorted(sys.modules))"
     )
     interpreter = (site.stage.program.read_text().splitlines()[0]).removeprefix("#!").split()
     done = subprocess.run(
@@ -325,7 +325,7 @@ def test_the_child_imports_only_what_it_uses(site: Site) -> None:
         "argparse", "click", "dataclasses", "email", "json", "logging", "pathlib", "pkgutil", "shutil", "ssl",
         "subprocess", "tempfile", "threading", "tomllib", "unittest", "asyncio", "lockfile",
         "gssapi.creds", "gssapi._win_config", "gssapi.raw.ext_s4u", "gssapi.raw.ext_dce",
-        "lgss_keyring.creds.machine", "lgss_keyring.refusal", "lgss_keyring.testing",
+        "lgss_keyring.worker.creds.machine", "lgss_keyring.front.refusal", "lgss_keyring.testing",
     }  # fmt: skip
     assert not loaded & unused
     assert "gssapi.raw.sec_contexts" in loaded
@@ -417,7 +417,8 @@ def test_requestors_keyrings_are_out_of_the_machines_reach(site: Site, root: Req
 
 
 def test_unlinking_the_requestors_keyrings() -> None:
-    from lgss_keyring import keyctl, keys
+    from lgss_keyring.front import keyctl
+    from lgss_keyring.system import keys
 
     pid = os.fork()
     if pid == 0:

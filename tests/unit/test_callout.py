@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgss_keyring import callout
-from lgss_keyring.callout import Callout, UpcallRequest, format_callout, parse_callout, parse_request
-from lgss_keyring.errors import RefusedError, RequestError
+from lgss_keyring.formats import callout
+from lgss_keyring.formats.callout import Callout, UpcallRequest, format_callout, parse_callout, parse_request
+from lgss_keyring.formats.errors import RefusedError, RequestError
 
 from .vectors import load
 

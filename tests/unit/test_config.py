@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lgss_keyring import config
-from lgss_keyring.errors import ConfigError
+from lgss_keyring.formats import config
+from lgss_keyring.formats.errors import ConfigError
 
 
 def load(tmp_path: Path, text: str, mode: int = 0o644) -> config.Config:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgss_keyring.crypto import rfc3961, tokens
-from lgss_keyring.errors import GSS_S_BAD_MIC, GSS_S_DEFECTIVE_TOKEN, MechanismError
-from lgss_keyring.payload import KEY_SIZES
+from lgss_keyring.formats.crypto import rfc3961, tokens
+from lgss_keyring.formats.errors import GSS_S_BAD_MIC, GSS_S_DEFECTIVE_TOKEN, MechanismError
+from lgss_keyring.formats.payload import KEY_SIZES
 
 from .vectors import load
 

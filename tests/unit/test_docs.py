@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from lgss_keyring import config
-from lgss_keyring.testing import table
-from lgss_keyring.testing.stage import CHECKOUT, PACKAGE
+from lgss_keyring.formats import config
+from tests.support import table
+from tests.support.stage import CHECKOUT, PACKAGE
 
 
 def test_every_kind_of_error_is_in_errors_md() -> None:

@@ -8,11 +8,11 @@ import sys
 import pytest
 
 WORKS = (
-    "import lgss_keyring._gss as g\n"
+    "import lgss_keyring.worker.gss_library as g\n"
     "name = g.names.import_name(b'lustre_mds@localhost', g.NameType.hostbased_service)\n"
     "assert g.names.display_name(name).name == b'lustre_mds@localhost'\n"
     "import os; os.environ['KRB5CCNAME'] = 'FILE:/nonexistent/cache'\n"
-    "from lgss_keyring.errors import CredentialError\n"
+    "from lgss_keyring.formats.errors import CredentialError\n"
     "try: g.creds.acquire_cred(None, mechs=[g.KRB5], usage='initiate')\n"
     "except g.GSSError as error: said = g.explain(error, 'cannot', CredentialError)\n"
     "assert (said.kind, said.errno, said.major) == ('no-ticket', 126, 7 << 16), vars(said)\n"

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from lgss_keyring import identity, service
-from lgss_keyring.errors import ConfigError, LgssError
-from lgss_keyring.privsep import Line
+from lgss_keyring.formats.errors import ConfigError, LgssError
+from lgss_keyring.monitor import service
+from lgss_keyring.monitor.privsep import Line
+from lgss_keyring.worker import identity
 
 UID = 61234
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody")

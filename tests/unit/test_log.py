@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgss_keyring.log import Log, printable
+from lgss_keyring.system.log import Log, printable
 
 
 def receiver(path: Path) -> socket.socket:

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgss_keyring.config import Config, Names
-from lgss_keyring.errors import ResolutionError
-from lgss_keyring.nid import TYPES, Nid, host_name, ip_address, own_host_name, own_name, service_name
+from lgss_keyring.formats.config import Config, Names
+from lgss_keyring.formats.errors import ResolutionError
+from lgss_keyring.worker.nid import TYPES, Nid, host_name, ip_address, own_host_name, own_name, service_name
 
 
 @pytest.mark.parametrize(

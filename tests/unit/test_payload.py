@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgss_keyring import keyctl, payload
-from lgss_keyring.errors import PayloadError
-from lgss_keyring.payload import ContextPayload, FailurePayload, Krb5Context, unpack
+from lgss_keyring.formats import payload
+from lgss_keyring.formats.errors import PayloadError
+from lgss_keyring.formats.payload import ContextPayload, FailurePayload, Krb5Context, unpack
+from lgss_keyring.front import keyctl
 
 from .vectors import load
 
@@ -132,7 +133,7 @@ def test_malformed_contexts(changes: dict[str, int]) -> None:
 
 def show(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "lgss_keyring.payload", *arguments],
+        [sys.executable, "-m", "lgss_keyring.formats.payload", *arguments],
         input=stdin,
         capture_output=True,
         check=False,

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lgss_keyring import payload, privsep
-from lgss_keyring.channel.lustre import Carrier
-from lgss_keyring.errors import LgssError
-from lgss_keyring.negotiation import Established, Failed
-from lgss_keyring.privsep import Answer, Line, ProtocolError, Worker
-from lgss_keyring.testing import peers
+from lgss_keyring.formats import payload
+from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.monitor import privsep
+from lgss_keyring.monitor.privsep import Answer, Line, ProtocolError, Worker
+from lgss_keyring.worker.channel.lustre import Carrier
+from lgss_keyring.worker.negotiation import Established, Failed
+from tests.support import peers
 
 ESTABLISHED = Established(128, b"handle", b"context", 2_000_000_000, "alice@LGSS.TEST")
 FAILED = Failed(errno.ENOKEY, 7 << 16, "no-ticket", "there is no ticket", "run kinit")

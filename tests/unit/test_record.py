@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lgss_keyring._record import Record
+from lgss_keyring.formats.record import Record
 
 
 class Point(Record):

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from lgss_keyring import refusal
-from lgss_keyring.testing.stage import Stage
+from lgss_keyring.front import refusal
+from tests.support.stage import Stage
 
 GOOD = ["create", "5", "user", "lgss:x", "callout", "0", "0", "0", "0", "0"]
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgss_keyring.channel import Reply
-from lgss_keyring.channel.rpcsec_gss import REPLY_LIMIT, Reader, RpcsecGssChannel
-from lgss_keyring.errors import ChannelError
+from lgss_keyring.formats.errors import ChannelError
+from lgss_keyring.worker.channel import Reply
+from lgss_keyring.worker.channel.rpcsec_gss import REPLY_LIMIT, Reader, RpcsecGssChannel
 
 Serve = Callable[[socket.socket, bytes], None]
 

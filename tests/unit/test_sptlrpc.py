@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgss_keyring import pipe, sptlrpc
-from lgss_keyring.crypto import rfc3961
-from lgss_keyring.errors import (
+from lgss_keyring import sptlrpc
+from lgss_keyring.formats import pipe
+from lgss_keyring.formats.crypto import rfc3961
+from lgss_keyring.formats.errors import (
     GSS_S_BAD_MIC,
     GSS_S_DEFECTIVE_TOKEN,
     GSS_S_DUPLICATE_TOKEN,
@@ -26,7 +27,7 @@ from lgss_keyring.errors import (
     PayloadError,
     RequestError,
 )
-from lgss_keyring.payload import KEY_SIZES, ContextPayload, FailurePayload, Krb5Context
+from lgss_keyring.formats.payload import KEY_SIZES, ContextPayload, FailurePayload, Krb5Context
 from lgss_keyring.sptlrpc import FLAVORS, Context, Session, State, Target, Window, parse_flavor
 from lgss_keyring.sptlrpc.keyring import KeyringPolicy
 from lgss_keyring.sptlrpc.pipe import PipePolicy

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from lgss_keyring import payload
-from lgss_keyring.testing.requestor import Requestor
-from lgss_keyring.testing.site import Site, Upcalls, user_callout
+from lgss_keyring.formats import payload
+from tests.support.requestor import Requestor
+from tests.support.site import Site, Upcalls, user_callout
 
 pytestmark = pytest.mark.vm
 

@@ -13,7 +13,7 @@ from typing import Any
 import gssapi.raw as gss
 from testmod import Acceptor, TokenRequest
 
-from lgss_keyring.crypto import rfc3961
+from lgss_keyring.formats.crypto import rfc3961
 
 KEYTAB = Path("/etc/lustre-server.keytab")
 WINDOW = 2048

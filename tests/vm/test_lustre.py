@@ -31,11 +31,11 @@ from test_product import (
 )
 from testmod import DEBUG_LEVEL, PARAMETERS, Report, TokenRequest, trigger
 
-from lgss_keyring import payload
-from lgss_keyring.nid import Nid
-from lgss_keyring.payload import ContextPayload, FailurePayload, Krb5Context
-from lgss_keyring.testing import table
-from lgss_keyring.testing.requestor import Requestor
+from lgss_keyring.formats import payload
+from lgss_keyring.formats.payload import ContextPayload, FailurePayload, Krb5Context
+from lgss_keyring.worker.nid import Nid
+from tests.support import table
+from tests.support.requestor import Requestor
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("testmod_loaded")]
 
@@ -367,7 +367,7 @@ def test_no_lustre_parameter(server: LustreServer) -> None:
 
 def test_damaged_installation_still_answers() -> None:
     """Also while the kernel has not bound its context to the key yet."""
-    module = Path("/usr/lib/lgss_keyring/lgss_keyring/upcall.py")
+    module = Path("/usr/lib/lgss_keyring/lgss_keyring/monitor/upcall.py")
     hidden = module.rename("/root/upcall.py.hidden")
     try:
         report = ask(0, flags="r", kernel={"bind_delay_ms": 2000})

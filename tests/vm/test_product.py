@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-from lgss_keyring import payload
-from lgss_keyring.callout import format_callout
-from lgss_keyring.nid import Nid
-from lgss_keyring.testing import requestor
-from lgss_keyring.testing.realm import Realm
-from lgss_keyring.testing.requestor import Answer, Requestor
-from lgss_keyring.testing.site import AcceptorProcess, Site, user_callout
-from lgss_keyring.testing.stage import Rule
+from lgss_keyring.formats import payload
+from lgss_keyring.formats.callout import format_callout
+from lgss_keyring.worker.nid import Nid
+from tests.support import requestor
+from tests.support.realm import Realm
+from tests.support.requestor import Answer, Requestor
+from tests.support.site import AcceptorProcess, Site, user_callout
+from tests.support.stage import Rule
 
 pytestmark = pytest.mark.vm
 

@@ -1,0 +1,77 @@
+"""Key derivation of RFC 3961, as Lustre uses it for all of its enctypes (PROTOCOL 7)."""
+
+from __future__ import annotations
+
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import ECB
+
+from lgss_keyring.formats.errors import MechanismError
+from lgss_keyring.formats.payload import KEY_SIZES
+from lgss_keyring.formats.record import Record
+
+BLOCK = 16
+
+
+class Krb5Keys(Record):
+    """Ke encrypts, Ki authenticates wrap tokens, Kc makes MIC tokens."""
+
+    _secret = ("ke", "ki", "kc")
+
+    ke: bytes
+    ki: bytes
+    kc: bytes
+
+
+def nfold(data: bytes, length: int) -> bytes:
+    """n-fold of RFC 3961, 5.1, with ``length`` in bytes: copies of ``data``, each rotated
+    13 bits right of the one before, cut into pieces and added in one's complement."""
+    size, bits = len(data), len(data) * 8
+    total = _lcm(size, length)
+    value = int.from_bytes(data, "big")
+    copies = b""
+    for copy in range(total // size):
+        turn = 13 * copy % bits
+        copies += ((value >> turn | value << bits - turn) & (1 << bits) - 1).to_bytes(size, "big")
+    modulus = (1 << 8 * length) - 1
+    result = sum(int.from_bytes(copies[at : at + length], "big") for at in range(0, total, length))
+    # End-around carry is arithmetic modulo 2^n - 1, but for all ones staying what it is.
+    return ((result - 1) % modulus + 1 if result else 0).to_bytes(length, "big")
+
+
+def _lcm(a: int, b: int) -> int:
+    high, low = a, b
+    while low:
+        high, low = low, high % low
+    return a * b // high
+
+
+def derive_key(key: bytes, constant: bytes) -> bytes:
+    """DK(key, constant) of RFC 3961, 5.1, with AES in the size of ``key`` (16 or 32
+    bytes): random-to-key is the identity (RFC 3962, 6)."""
+    # One block at a time by ECB is what E with a zero cipher state is for one block.
+    encrypt = Cipher(AES(key), ECB()).encryptor().update  # noqa: S305
+    block = nfold(constant, BLOCK)
+    derived = b""
+    while len(derived) < len(key):
+        block = encrypt(block)
+        derived += block
+    return derived[: len(key)]
+
+
+def derive_lustre_keys(key: bytes, enctype: int) -> Krb5Keys:
+    """Ke, Ki and Kc of PROTOCOL 7 from the context's ``key``.
+
+    Raises MechanismError for an enctype that Lustre's kernel does not know.
+    """
+    if KEY_SIZES.get(enctype) != len(key):
+        raise MechanismError(
+            f"enctype {enctype} with a key of {len(key)} bytes is none that Lustre knows (17, 18, 19, 20)",
+            kind="enctype",
+            hint="give the service principal AES keys, set permitted_enctypes to AES, get new tickets",
+        )
+    return Krb5Keys(
+        derive_key(key, b"\0\0\0\x16\xaa"),
+        derive_key(key, b"\0\0\0\x16\x55"),
+        derive_key(key, b"\0\0\0\x17\x99"),
+    )

@@ -1,0 +1,76 @@
+"""Frozen records without the price of :mod:`dataclasses`.
+
+``dataclasses`` pulls in ``inspect``, ``re`` and ``copy`` (about 8 ms here) and
+``typing.NamedTuple`` pulls in ``typing`` (2.4 ms); both stand on the path between
+a request and its answer.  What is needed of them is little: fields named by
+annotations, immutability, equality and a repr.  Type checkers see a frozen
+dataclass all the same, by PEP 681's ``dataclass_transform``.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, dataclass_transform
+else:
+
+    def dataclass_transform(**_options):  # noqa: D103
+        return lambda cls: cls
+
+
+@dataclass_transform(frozen_default=True)
+class Record:
+    """Base of frozen value types; fields are the annotations of the subclass.
+
+    A class attribute of the field's name is its default.  Positional and keyword
+    arguments fill the fields in order.  Raises ``TypeError`` for a missing,
+    unknown or repeated field and ``AttributeError`` on any later assignment.
+    """
+
+    _fields: tuple[str, ...] = ()
+    _secret: tuple[str, ...] = ()
+    """Fields of keys and the like, which no repr may show: those end up in logs."""
+
+    def __init_subclass__(cls) -> None:
+        # Not inspect.get_annotations: inspect alone costs 6 ms.
+        own = tuple(cls.__dict__.get("__annotations__", ()))  # noqa: RUF063
+        cls._fields = cls._fields + own
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        fields = self._fields
+        if len(args) > len(fields):
+            raise TypeError(f"{type(self).__name__} takes {len(fields)} fields, {len(args)} given")
+        values = dict(zip(fields, args, strict=False))
+        for name, value in kwargs.items():
+            if name not in fields or name in values:
+                raise TypeError(f"{type(self).__name__}: unknown or repeated field {name!r}")
+            values[name] = value
+        for name in fields:
+            if name not in values:
+                if not hasattr(type(self), name):
+                    raise TypeError(f"{type(self).__name__}: field {name!r} is missing")
+                values[name] = getattr(type(self), name)
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is frozen")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} is frozen")
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash((type(self), *(self.__dict__[name] for name in self._fields)))
+
+    def __repr__(self) -> str:
+        inner = ", ".join(
+            f"{name}=<{len(self.__dict__[name])} bytes>"
+            if name in self._secret
+            else f"{name}={self.__dict__[name]!r}"
+            for name in self._fields
+        )
+        return f"{type(self).__name__}({inner})"

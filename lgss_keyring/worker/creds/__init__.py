@@ -1,0 +1,22 @@
+"""Where the initiator's credential comes from: one module for each kind."""
+
+from __future__ import annotations
+
+from lgss_keyring.formats.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lgss_keyring.worker import gss_library as _gss
+
+
+class Credential(Record):
+    """A credential handle for initiating (RFC 2743, 2.1.1).
+
+    ``anew`` gets another if the KDC does not take this one, which came from a cache; None
+    where that would be the same again.
+    """
+
+    handle: _gss.creds.Creds
+    anew: Callable[[], _gss.creds.Creds] | None = None

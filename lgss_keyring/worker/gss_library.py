@@ -1,0 +1,113 @@
+"""The raw layer of python-gssapi, loaded without its friendly one (:mod:`._lean`), and what
+its errors mean."""
+
+from __future__ import annotations
+
+import errno
+
+from lgss_keyring.formats.errors import GSS_S_CREDENTIALS_EXPIRED, GSS_S_NO_CRED, LgssError
+from lgss_keyring.formats.record import Record
+from lgss_keyring.worker import lean_import as _lean
+
+# In this order: the later ones register themselves with the earlier.
+_lean.load(
+    "gssapi.raw", ("names", "creds", "sec_contexts", "message", "mech_krb5", "ext_cred_store", "ext_krb5")
+)
+
+from gssapi.raw import creds, ext_cred_store, ext_krb5, message, names, sec_contexts  # noqa: E402
+from gssapi.raw.misc import GSSError  # noqa: E402
+from gssapi.raw.types import MechType, NameType, RequirementFlag  # noqa: E402
+
+__all__ = [
+    "KRB5",
+    "GSSError",
+    "MechType",
+    "NameType",
+    "RequirementFlag",
+    "cause_of",
+    "creds",
+    "explain",
+    "ext_cred_store",
+    "ext_krb5",
+    "message",
+    "names",
+    "sec_contexts",
+]
+
+KRB5 = MechType.kerberos
+
+
+class Cause(Record):
+    """What a krb5 error means for the caller and for the administrator."""
+
+    errno: int
+    kind: str
+    hint: str
+
+
+# Minor statuses of the krb5 mechanism are com_err codes, counted from
+# KRB5KDC_ERR_NONE (RFC 4120, 7.5.9 for the protocol's own).
+_BASE = -1765328384
+_KDC_HINT = "check that the realm's KDC runs and is reachable from here, and [realms] in krb5.conf"
+_KEYTAB_HINT = "compare `klist -ke` of the keytab with the principal's key version and enctypes in the KDC"
+TICKET_HINT = "the user has to run kinit, with a cache where this host's krb5.conf has the default one"
+CAUSES = {
+    _BASE + 1: Cause(errno.EKEYEXPIRED, "client-expired", "its time is over: kadmin modprinc -expire"),
+    _BASE + 6: Cause(errno.ENOKEY, "client-unknown", "create the principal, or correct the keytab"),
+    _BASE + 7: Cause(
+        errno.EKEYREJECTED,
+        "service-unknown",
+        "create the service principal, or correct [hosts] or reverse DNS",
+    ),
+    _BASE + 14: Cause(errno.EKEYREJECTED, "enctype", "give client, service and KDC a common AES enctype"),
+    _BASE + 18: Cause(errno.EKEYREVOKED, "client-revoked", "the KDC has locked this principal"),
+    _BASE + 23: Cause(errno.EKEYEXPIRED, "password-expired", "the principal's password or key has expired"),
+    _BASE + 24: Cause(errno.EKEYREJECTED, "wrong-key", _KEYTAB_HINT),
+    _BASE + 31: Cause(errno.EKEYREJECTED, "wrong-key", _KEYTAB_HINT),
+    _BASE + 32: Cause(errno.EKEYEXPIRED, "ticket-expired", TICKET_HINT),
+    _BASE + 37: Cause(
+        errno.EKEYREJECTED, "clock-skew", "synchronise the clocks of this host, KDC and server"
+    ),
+    _BASE + 44: Cause(errno.EKEYREJECTED, "wrong-key", _KEYTAB_HINT),
+    _BASE + 45: Cause(errno.EKEYREJECTED, "wrong-key", _KEYTAB_HINT),
+    _BASE + 141: Cause(errno.ENOKEY, "no-ticket", TICKET_HINT),
+    _BASE + 154: Cause(errno.EHOSTUNREACH, "kdc-unreachable", _KDC_HINT),
+    _BASE + 156: Cause(errno.EHOSTUNREACH, "kdc-unreachable", _KDC_HINT),
+    _BASE + 181: Cause(errno.ENOKEY, "not-in-keytab", "add the principal to the keytab (kadmin: ktadd)"),
+    _BASE + 195: Cause(errno.ENOKEY, "no-ticket", TICKET_HINT),
+    _BASE + 220: Cause(errno.EHOSTUNREACH, "kdc-unreachable", _KDC_HINT),
+}
+
+
+def cause_of(error: GSSError) -> Cause | None:
+    """What is known of the mechanism's own status in ``error``."""
+    # com_err codes are negative; the minor status is unsigned.
+    return CAUSES.get(error.min_code - (1 << 32) if error.min_code >= 1 << 31 else error.min_code)
+
+
+def explain(error: GSSError, doing: str, family: type[LgssError]) -> LgssError:
+    """``error`` in the words of this package, as a ``family`` member.
+
+    ``doing`` says what failed ("cannot ..."); krb5's extended text is kept, and so
+    is the major status.
+    """
+    # The mechanism's own words say more than the major status's, if there are any; for an
+    # expired credential there are none, and then it says "Success".
+    texts = error.get_all_statuses(error.min_code, False) if error.min_code else []
+    if not texts or texts == ["Success"]:
+        texts = error.get_all_statuses(error.maj_code, True)
+    cause = cause_of(error)
+    routine = error.maj_code & 0xFF << 16
+    if cause is None and routine == GSS_S_CREDENTIALS_EXPIRED:
+        cause = CAUSES[_BASE + 32]
+    if cause is None and routine == GSS_S_NO_CRED:
+        cause = Cause(errno.ENOKEY, "no-credential", TICKET_HINT)
+    if cause is None:
+        return family(f"{doing}: {'; '.join(texts)}", major=error.maj_code)
+    return family(
+        f"{doing}: {'; '.join(texts)}",
+        errno=cause.errno,
+        major=error.maj_code,
+        kind=cause.kind,
+        hint=cause.hint,
+    )

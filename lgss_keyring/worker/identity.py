@@ -1,0 +1,158 @@
+"""Becoming the user, with no way back.
+
+A worker that has passed :func:`become` has the user's real, effective and saved
+ids, one group, no capability and no_new_privs (DESIGN, "Privilege separation").
+The C program keeps a saved uid 0 to switch back with; here that part stays with
+another process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import pwd
+import signal
+
+from lgss_keyring.formats.errors import LgssError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CLONE_NEWPID = 0x20000000
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NO_NEW_PRIVS = 38
+
+# What request-key gives us, and nothing inherited beyond it: libkrb5 obeys a
+# dozen variables (LESSONS, CVE-2009-0360).
+ENVIRONMENT = {"HOME": "/", "PATH": "/sbin:/bin:/usr/sbin:/usr/bin"}
+
+DEFAULT_CONFIG = "/etc/krb5.conf"
+AS_IT_IS = os.path.join(os.path.dirname(__file__), "krb5-names-as-they-are.conf")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def replace_environment(krb5_config: str, canonicalize: bool = True) -> None:
+    """Start over with a fixed environment; ``krb5_config`` (a path, or empty for
+    the library's default) becomes KRB5_CONFIG.
+
+    Without ``canonicalize`` a file of ours stands before it: of two, libkrb5 believes
+    the first.  Unlike a principal built here that leaves [domain_realm] to libkrb5.
+    """
+    os.environ.clear()
+    os.environ.update(ENVIRONMENT)
+    if not canonicalize:
+        krb5_config = f"{AS_IT_IS}:{krb5_config or DEFAULT_CONFIG}"
+    if krb5_config:
+        os.environ["KRB5_CONFIG"] = krb5_config
+
+
+NOGROUP = 65534
+
+
+def primary_group(uid: int, fallback: int) -> int:
+    """The primary gid of ``uid`` by passwd(5), or ``fallback`` for a user without an
+    entry.  The name service may block: call it where a deadline holds."""
+    try:
+        return pwd.getpwuid(uid).pw_gid
+    except KeyError:
+        return fallback
+
+
+def become(uid: int, gid: int, enter: Callable[[], None] | None = None) -> None:
+    """Become ``uid`` and ``gid`` for good; with uid 0 only the groups change.
+
+    ``enter`` is called before, to go into the user's namespaces: only root can, and
+    from then on no file is opened until root is gone.  Raises :class:`LgssError` if
+    anything of root is left afterwards, whatever the reason (securebits, a security
+    module): the caller must end the process then.
+    """
+    if enter is not None and uid == 0:
+        raise LgssError("root enters no namespace: it could not drop anything there", errno=errno.EPERM)
+    # Opened here and not where it is read: that may be in the user's mount namespace,
+    # whose /proc is whatever the user put there.
+    status = os.open("/proc/self/status", os.O_RDONLY)
+    try:
+        if enter is not None:
+            enter()
+        _drop(uid, gid)
+        if uid != 0 and (
+            os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or _capable(status)
+        ):
+            raise LgssError(f"uid {uid} would keep privileges of root", errno=errno.EPERM)
+    finally:
+        os.close(status)
+
+
+def _drop(uid: int, gid: int) -> None:
+    try:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        _prctl(PR_SET_NO_NEW_PRIVS, 1)
+        # Nobody of that uid may look into us: the change of ids has cleared this
+        # flag already, unless /proc/sys/fs/suid_dumpable says otherwise.
+        _prctl(PR_SET_DUMPABLE, 0)
+    except OSError as error:
+        raise LgssError(f"cannot become uid {uid}, gid {gid}: {error.strerror}", errno=errno.EPERM) from error
+
+
+def die_with(parent: int) -> None:
+    """Let the kernel end this process (SIGKILL) when ``parent`` ends.
+
+    A change of ids clears this (prctl(2)), so it is said again after :func:`become`.
+    """
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # It may have ended just before: then nobody would tell us any more. Who was forked
+    # into a pid namespace (0) cannot tell; its next message finds the socket closed.
+    if os.getppid() not in (parent, 0):
+        os._exit(1)
+
+
+def fork_hidden() -> int:
+    """fork(2) into a new pid namespace: the child, its process 1, can name no process of
+    ours, and all that it starts ends with it.  Raises OSError."""
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.unshare(ctypes.c_int(CLONE_NEWPID)):
+            number = ctypes.get_errno()
+            raise OSError(number, f"unshare: {os.strerror(number)}")
+        try:
+            pid = os.fork()
+        except OSError:
+            pid = -1
+            raise
+        finally:
+            # Else no thread could be started any more (clone(2), CLONE_THREAD).
+            if pid != 0 and _libc.setns(ctypes.c_int(own), ctypes.c_int(CLONE_NEWPID)):
+                number = ctypes.get_errno()
+                raise OSError(number, f"setns: {os.strerror(number)}")
+        return pid
+    finally:
+        os.close(own)
+
+
+def _prctl(option: int, value: int) -> None:
+    zero = ctypes.c_ulong(0)
+    if _libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), zero, zero, zero) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _capable(status: int) -> bool:
+    """Whether this process holds or could regain a capability without execve(2), by its
+    /proc/self/status open as ``status``."""
+    # In bytes: a text file would look up its codec in a library that this user may
+    # not be able to read.
+    for line in os.pread(status, 1 << 16, 0).splitlines():
+        if line.startswith((b"CapEff:", b"CapPrm:", b"CapAmb:")) and int(line.split()[1], 16):
+            return True
+    return False
+
+
+def dumpable(allowed: bool) -> None:
+    """Let processes of our uid look into us, or not; /proc/self is ours only then."""
+    _prctl(PR_SET_DUMPABLE, int(allowed))

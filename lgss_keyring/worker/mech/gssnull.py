@@ -1,0 +1,72 @@
+"""Lustre's null mechanism (PROTOCOL 7): a token there and back, and no protection.
+
+For tests of a Lustre site that is not to depend on Kerberos yet, and the proof that
+the rooms above need not know which mechanism they drive.
+"""
+
+from __future__ import annotations
+
+import os
+
+from lgss_keyring.formats.errors import MechanismError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lgss_keyring.formats.callout import UpcallRequest
+    from lgss_keyring.formats.config import Config
+    from lgss_keyring.system.log import Report
+
+FLAG_BITS = {"r": 1, "m": 2, "o": 4}
+ENDTIME = 2**32 - 1
+"""In seconds since the epoch: such a context has no end, and a u32 no later one."""
+
+
+def prepare(request: UpcallRequest) -> None:
+    """See :class:`lgss_keyring.worker.mech.Mechanism`."""
+
+
+def initiator(request: UpcallRequest, config: Config, service: str, report: Report) -> NullInitiator:
+    """Begin a context; see :class:`lgss_keyring.worker.mech.Mechanism`."""
+    return NullInitiator(request)
+
+
+class NullInitiator:
+    """See :class:`lgss_keyring.worker.mech.Initiator`."""
+
+    def __init__(self, request: UpcallRequest) -> None:
+        self.name = f"gssnull of uid {request.uid}"
+        self.complete = False
+        self._flags = sum(FLAG_BITS[flag] for flag in request.flags)
+        self._answer = b""
+
+    def step(self, token: bytes | None) -> bytes | None:
+        """8 bytes big-endian first: random 32 bits << 32 | root flags; then the
+        acceptor's token becomes the context.  Raises MechanismError for an empty one."""
+        if token is None:
+            return os.urandom(4) + self._flags.to_bytes(4, "big")
+        if not token:
+            raise MechanismError("the acceptor's gssnull token is empty")
+        self._answer = token
+        self.complete = True
+        return None
+
+    def verify_mic(self, message: bytes, mic: bytes) -> None:
+        """Raises MechanismError: there is no key to make or check a MIC with."""
+        raise MechanismError(
+            "mechanism gssnull has no MIC, which RPCSEC_GSS needs",
+            kind="mechanism-unsupported",
+            hint="use gssnull with keys of type lgssc only",
+        )
+
+    def refused(self, major: int, minor: int, token: bytes) -> MechanismError:
+        """The acceptor's refusal."""
+        return MechanismError(
+            f"the acceptor refused gssnull: GSS major status 0x{major:08x}, minor {minor}",
+            major=major,
+            kind="refused-by-acceptor",
+            hint="the server must allow the flavor gssnull",
+        )
+
+    def export(self) -> tuple[bytes, int]:
+        """The token that came back, and no end."""
+        return self._answer, ENDTIME

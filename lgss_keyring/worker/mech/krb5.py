@@ -1,0 +1,193 @@
+"""Kerberos V5 (RFC 4121) with mutual authentication, by python-gssapi."""
+
+from __future__ import annotations
+
+from lgss_keyring.formats.crypto import rfc3961
+from lgss_keyring.formats.errors import GSS_S_BAD_MIC, LgssError, MechanismError
+from lgss_keyring.formats.payload import Krb5Context
+from lgss_keyring.worker import gss_library as _gss
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gssapi.raw.named_tuples import InitSecContextResult
+
+    from lgss_keyring.formats.callout import UpcallRequest
+    from lgss_keyring.formats.config import Config
+    from lgss_keyring.system.log import Report
+    from lgss_keyring.worker.creds import Credential
+
+INITIATOR = 1
+CFX = 2
+ACCEPTOR_SUBKEY = 4
+
+# Failures that a new TGT of the same principal would not cure.
+TICKET_IS_GOOD = ("service-unknown", "kdc-unreachable", "clock-skew", "enctype")
+
+
+def _source(request: UpcallRequest) -> Callable[[UpcallRequest, Config, str, Report], Credential]:
+    if request.is_machine:
+        from lgss_keyring.worker.creds import machine
+
+        return machine.acquire
+    from lgss_keyring.worker.creds import user
+
+    return user.acquire
+
+
+def prepare(request: UpcallRequest) -> None:
+    """See :class:`lgss_keyring.worker.mech.Mechanism`."""
+    _source(request)
+    if not request.is_machine:
+        from lgss_keyring.worker.creds import user
+
+        user.preload()
+
+
+def initiator(request: UpcallRequest, config: Config, service: str, report: Report) -> Krb5Initiator:
+    """Begin a context with ``service``; see :class:`lgss_keyring.worker.mech.Mechanism`."""
+    report("debug", "looking for a credential, at the KDC if it has to be")
+    return Krb5Initiator(_source(request)(request, config, service, report), service, report)
+
+
+class Krb5Initiator:
+    """See :class:`lgss_keyring.worker.mech.Initiator`."""
+
+    def __init__(self, credential: Credential, service: str, report: Report) -> None:
+        self.complete = False
+        self._report = report
+        self._credential = credential.handle
+        self._anew = credential.anew
+        self._service = service
+        self._context: _gss.sec_contexts.SecurityContext | None = None
+        self._target = _gss.names.import_name(service.encode(), _gss.NameType.hostbased_service)
+        self.name = self._inquire_name()
+        report("debug", f"the initiator is {self.name}")
+
+    def _inquire_name(self) -> str:
+        try:
+            result = _gss.creds.inquire_cred(self._credential, lifetime=True, usage=False, mechs=False)
+            name = result.name
+            return _gss.names.display_name(name).name.decode("utf-8", "replace") if name else "?"
+        except _gss.GSSError as error:
+            raise self._failure("cannot use the credential", error) from error
+
+    def _failure(self, doing: str, error: _gss.GSSError) -> LgssError:
+        # Nothing of a context is touched after a failed step (CVE-2017-11462).
+        self._context = None
+        return _gss.explain(error, doing, MechanismError)
+
+    def step(self, token: bytes | None) -> bytes | None:
+        """gss_init_sec_context (RFC 2744, 5.19) once; raises MechanismError."""
+        if token is None:
+            self._report("debug", f"getting a ticket for {self._service}, from the KDC if there is none yet")
+        try:
+            result = self._init(token)
+        except _gss.GSSError as error:
+            failure = self._failure(f"cannot authenticate {self.name} to {self._service}", error)
+            if token is not None or self._anew is None or failure.kind in TICKET_IS_GOOD:
+                raise failure from error
+            # The cached ticket may be one of a realm that was made anew, or of keys that
+            # were changed: it must not stand in the way until it expires.
+            anew, self._anew = self._anew, None
+            self._report("debug", failure.reason)
+            try:
+                self._credential = anew()
+            except LgssError as second:
+                # The first cause is the one to mend: there may be no keytab at all.
+                self._report("debug", second.reason)
+                raise failure from error
+            self.name = self._inquire_name()
+            return self.step(None)
+        self._context = result.context
+        self.complete = not result.more_steps
+        if self.complete and not result.flags & _gss.RequirementFlag.mutual_authentication:
+            raise MechanismError(f"{self._service} did not authenticate itself")
+        return result.token or None
+
+    def _init(self, token: bytes | None) -> InitSecContextResult:
+        return _gss.sec_contexts.init_sec_context(
+            self._target,
+            self._credential,
+            self._context,
+            _gss.KRB5,
+            _gss.RequirementFlag.mutual_authentication,
+            input_token=token,
+        )
+
+    def verify_mic(self, message: bytes, mic: bytes) -> None:
+        """gss_verify_mic (RFC 2744, 5.36); raises MechanismError with GSS_S_BAD_MIC."""
+        assert self._context is not None
+        try:
+            # The stub wants the friendly layer's class; this is the one it derives from.
+            _gss.message.verify_mic(self._context, message, mic)  # type: ignore[arg-type]
+        except _gss.GSSError as error:
+            self._context = None
+            raise MechanismError(
+                "the acceptor's verifier is not the one of this context: was the reply changed on its way?",
+                major=GSS_S_BAD_MIC,
+                kind="bad-verifier",
+            ) from error
+
+    def refused(self, major: int, minor: int, token: bytes) -> MechanismError:
+        """The acceptor's refusal, in the mechanism's words if it sent an error token."""
+        words = f"GSS major status 0x{major:08x}, minor {minor}"
+        cause: _gss.Cause | None = None
+        if token and self._context is not None and not self.complete:
+            # A KRB-ERROR (RFC 4121, 4.1) says more than the two numbers.
+            try:
+                _gss.sec_contexts.init_sec_context(
+                    self._target, self._credential, self._context, _gss.KRB5, input_token=token
+                )
+            except _gss.GSSError as error:
+                words = f"{'; '.join(error.get_all_statuses(error.min_code, False))} ({words})"
+                cause = _gss.cause_of(error)
+        self._context = None
+        if cause and cause.kind == "clock-skew":
+            # The one refusal that is not to be repaired in the acceptor's keytab.
+            return MechanismError(
+                f"{self._service} refused {self.name}: {words}",
+                errno=cause.errno, major=major, kind=cause.kind, hint=cause.hint,
+            )  # fmt: skip
+        return MechanismError(
+            f"{self._service} refused {self.name}: {words}",
+            major=major,
+            kind="refused-by-acceptor",
+            hint="see the acceptor's log; its keytab must have the current key of that service principal",
+        )
+
+    def export(self) -> tuple[bytes, int]:
+        """The version 2 context of PROTOCOL 7 and its endtime; uses the context up."""
+        assert self._context is not None
+        context, self._context = self._context, None
+        try:
+            lucid = _gss.ext_krb5.krb5_export_lucid_sec_context(context, 1)
+        except _gss.GSSError as error:
+            raise _gss.explain(error, "cannot export the context", MechanismError) from error
+        assert isinstance(lucid, _gss.ext_krb5.Krb5LucidContextV1)
+        keys = lucid.cfx_kd
+        if lucid.protocol != 1 or keys is None:
+            raise MechanismError(
+                "the context's enctype is of the old kind that Lustre does not know",
+                kind="enctype",
+                hint="give the service principal keys of an AES enctype and get new tickets",
+            )
+        flags = INITIATOR | CFX
+        enctype, key = keys.ctx_key_type, keys.ctx_key
+        if keys.acceptor_subkey and keys.acceptor_subkey_type:
+            flags |= ACCEPTOR_SUBKEY
+            enctype, key = keys.acceptor_subkey_type, keys.acceptor_subkey
+        derived = rfc3961.derive_lustre_keys(key, enctype)
+        assert lucid.endtime is not None and lucid.send_seq is not None
+        endtime = int(lucid.endtime)
+        exported = Krb5Context(
+            endtime=endtime,
+            flags=flags,
+            send_seq=lucid.send_seq,
+            enctype=enctype,
+            ke=derived.ke,
+            ki=derived.ki,
+            kc=derived.kc,
+        )
+        return exported.pack(), endtime

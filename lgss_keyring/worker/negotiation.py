@@ -1,0 +1,150 @@
+"""``negotiate(request, config, channel) -> Established | Failed``: a service that
+knows no key.
+
+Who asks, whom for and how is the request's; how tokens travel is the channel's; the
+mechanism makes them.  Runs in a worker (:mod:`lgss_keyring.monitor.privsep`) that may already
+be an ordinary user, and needs nothing of root.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from lgss_keyring.formats.errors import (
+    GSS_S_FAILURE,
+    SHORTAGE_HINT,
+    ChannelError,
+    LgssError,
+    MechanismError,
+    shortage,
+)
+from lgss_keyring.formats.record import Record
+from lgss_keyring.worker import mech, nid
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lgss_keyring.formats.callout import UpcallRequest
+    from lgss_keyring.formats.config import Config
+    from lgss_keyring.system.log import Report
+    from lgss_keyring.worker.channel import Channel
+
+GSS_S_COMPLETE = 0
+GSS_S_CONTINUE_NEEDED = 1
+
+# No mechanism in use takes more than three; an acceptor that continues for ever
+# must not keep us for as long.
+LEGS_LIMIT = 10
+
+
+class Established(Record):
+    """A context for the kernel: PROTOCOL 7's seq_win, handle and ctx; ``endtime`` in
+    seconds since the epoch, and the initiator's name for the log."""
+
+    seq_window: int
+    handle: bytes
+    context: bytes
+    endtime: int
+    initiator: str = ""
+
+
+class Failed(Record):
+    """Why there is none: a positive errno, a GSS major status (0: none), and the
+    words of :class:`~lgss_keyring.formats.errors.LgssError`."""
+
+    errno: int
+    major: int
+    kind: str
+    reason: str
+    hint: str = ""
+
+    @classmethod
+    def by(cls, error: BaseException) -> Failed:
+        """The outcome of an exception, foreign ones included."""
+        if isinstance(error, LgssError):
+            return cls(error.errno, error.major, error.kind, error.reason, error.hint)
+        if number := shortage(error):
+            return cls(number, 0, "resources", f"this machine is short of something: {error}", SHORTAGE_HINT)
+        return cls(
+            errno.EIO,
+            0,
+            "internal",
+            f"{type(error).__name__}: {error}",
+            "this is a defect of lgss_keyring: please report it",
+        )
+
+
+def preload(request: UpcallRequest) -> None:
+    """Import now what :func:`negotiate` will need for ``request``, so that it touches
+    no file of ours when it has become somebody else; raises MechanismError."""
+    nid.preload(nid.Nid.from_int(request.target_nid))
+    mech.load(request.mechanism).prepare(request)
+
+
+def _silent(level: str, text: str) -> None:
+    pass
+
+
+def negotiate(
+    request: UpcallRequest, config: Config, channel: Channel, report: Report = _silent
+) -> Established | Failed:
+    """Negotiate the context that ``request`` asks for.
+
+    ``report(level, text)`` is told each step, levels as in :mod:`lgss_keyring.system.log`.
+    Raises nothing: every error is a :class:`Failed`.  Blocks for as long as the
+    KDC and name service please; the bound is the caller's (:mod:`.privsep`).
+    """
+    try:
+        host = nid.host_name(nid.Nid.from_int(request.target_nid), config)
+        service = nid.service_name(request.lustre_service, host)
+        report("debug", f"the acceptor is {service}")
+        try:
+            return _attempt(request, config, channel, service, report)
+        except ChannelError as error:
+            # Once more and from the start, with a new authenticator: the old one
+            # may be in the acceptor's replay cache.
+            again = error.errno == errno.ETIMEDOUT or error.kind == "start-again"
+            if channel.once or not again:
+                raise
+            report("warning", f"{error.reason}; trying once more")
+            return _attempt(request, config, channel, service, report)
+    except Exception as error:
+        return Failed.by(error)
+
+
+def _attempt(
+    request: UpcallRequest, config: Config, channel: Channel, service: str, report: Report
+) -> Established:
+    initiator = mech.load(request.mechanism).initiator(request, config, service, report)
+    try:
+        token = initiator.step(None)
+        handle = b""
+        for leg in range(1, LEGS_LIMIT + 1):
+            if token is None:
+                raise MechanismError("the acceptor wants to go on where the mechanism is done")
+            reply = channel.exchange(token, handle)
+            report("debug", f"leg {leg}: {len(token)} bytes sent, {len(reply.token)} received")
+            if reply.major not in (GSS_S_COMPLETE, GSS_S_CONTINUE_NEEDED):
+                raise initiator.refused(reply.major, reply.minor, reply.token)
+            handle = reply.handle
+            token = None
+            if not initiator.complete:
+                token = initiator.step(reply.token)
+            elif reply.token:
+                raise MechanismError("the acceptor sent a token after the last one")
+            if reply.major == GSS_S_COMPLETE:
+                break
+        else:
+            raise MechanismError(f"the acceptor still wants to go on after {LEGS_LIMIT} tokens")
+        if not initiator.complete or token is not None:
+            raise MechanismError("the acceptor is done before the mechanism is", major=GSS_S_FAILURE)
+        if reply.proof is not None:
+            # Before the export, after which the context can no longer verify.
+            initiator.verify_mic(*reply.proof)
+        if not handle or not reply.seq_window:
+            raise ChannelError(
+                "the acceptor gave no context handle or no sequence window", errno=errno.EPROTO
+            )
+        context, endtime = initiator.export()
+        return Established(reply.seq_window, handle, context, endtime, initiator.name)
+    finally:
+        channel.close()

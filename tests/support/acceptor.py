@@ -1,0 +1,571 @@
+"""An RPCSEC_GSS acceptor that proves its contexts, for tests, demo and bench.
+
+Speaks RFC 2203 version 1 over ONC RPC (RFC 5531) with record marking on TCP, for
+initiators of any make: context creation, the null procedure with each service, and
+destruction.  It shares no code with ``lgss_keyring.worker.channel``: a misreading of the
+RFC in the one must not be repeated by the other.
+
+It runs as a process of its own (``python -m tests.support.acceptor``), with a
+thread for each connection: tests fork, and a process with threads had better not.
+
+THIS IS A TEST TOOL: on request it writes the keys of its contexts to a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import gssapi.raw as gss
+
+from lgss_keyring.formats.crypto import rfc3961
+from lgss_keyring.formats.payload import KEY_SIZES, Krb5Context
+
+CALL, REPLY = 0, 1
+MSG_ACCEPTED, MSG_DENIED = 0, 1
+RPC_MISMATCH, AUTH_ERROR = 0, 1
+SUCCESS, PROG_UNAVAIL, PROG_MISMATCH, PROC_UNAVAIL, GARBAGE_ARGS = range(5)
+AUTH_BADCRED, AUTH_BADVERF, AUTH_TOOWEAK = 1, 3, 5
+RPCSEC_GSS_CREDPROBLEM, RPCSEC_GSS_CTXPROBLEM = 13, 14
+AUTH_NONE, RPCSEC_GSS = 0, 6
+DATA, INIT, CONTINUE_INIT, DESTROY = range(4)
+NONE, INTEGRITY, PRIVACY = 1, 2, 3
+GSS_S_COMPLETE, GSS_S_CONTINUE_NEEDED, GSS_S_FAILURE = 0, 1, 13 << 16
+MAXSEQ = 0x80000000  # RFC 2203, 5.3.3.1
+
+RECORD_LIMIT = 1 << 18
+AUTH_LIMIT = 400  # RFC 5531, 8.2
+HALF_OPEN_LIMIT = 256
+HALF_OPEN_SECONDS = 60.0
+IDLE_SECONDS = 120.0
+DELAY_SECONDS = 2.0
+
+FAULTS = {
+    "bad-verifier": "a bit of the window's MIC is wrong",
+    "no-verifier": "an AUTH_NONE verifier where the MIC is due",
+    "wrong-window": "the MIC is of another window than the one sent",
+    "restart-once": "the first call is denied with RPCSEC_GSS_CREDPROBLEM",
+    "restart-always": "every call is denied with RPCSEC_GSS_CREDPROBLEM",
+    "drop-once": "the first call gets no answer",
+    "gss-failure": "GSS_S_FAILURE in each rpc_gss_init_res",
+    "continue-forever": "GSS_S_CONTINUE_NEEDED again and again",
+    "no-handle": "an empty context handle",
+    "huge-handle": "a context handle of 64 KiB",
+    "delay": "each answer comes two seconds late",
+    "trailing-bytes": "four bytes behind rpc_gss_init_res",
+    "other-xid": "the reply's xid is none of ours",
+    "one-byte-fragments": "legal: each byte in a fragment of its own",
+}
+
+
+class Denied(Exception):
+    """MSG_DENIED with AUTH_ERROR and this auth_stat."""
+
+    def __init__(self, auth_stat: int) -> None:
+        self.auth_stat = auth_stat
+
+
+class NotAccepted(Exception):
+    """MSG_ACCEPTED, but for this accept_stat, and what follows it."""
+
+    def __init__(self, accept_stat: int, rest: bytes = b"") -> None:
+        self.accept_stat = accept_stat
+        self.rest = rest
+
+
+class Decoder:
+    """XDR (RFC 4506); raises ValueError when the data is not what is asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.offset = 0
+
+    def fixed(self, length: int) -> bytes:
+        """Opaque data of fixed length, without its padding."""
+        end = self.offset + length
+        if end > len(self.data):
+            raise ValueError("data ends early")
+        piece = self.data[self.offset : end]
+        self.offset = end
+        return piece
+
+    def unsigned(self) -> int:
+        """A 32-bit unsigned integer."""
+        value: int = struct.unpack(">I", self.fixed(4))[0]
+        return value
+
+    def variable(self, limit: int = RECORD_LIMIT) -> bytes:
+        """Opaque data of variable length, at most ``limit``."""
+        length = self.unsigned()
+        if length > limit:
+            raise ValueError(f"{length} bytes of opaque data")
+        value = self.fixed(length)
+        self.fixed(-length & 3)
+        return value
+
+    def done(self) -> None:
+        """Raise if anything is left."""
+        if self.offset != len(self.data):
+            raise ValueError("data is left over")
+
+
+def xdr(data: bytes) -> bytes:
+    """``data`` as variable-length opaque."""
+    return struct.pack(">I", len(data)) + data + b"\0" * (-len(data) & 3)
+
+
+@dataclass
+class Context:
+    """A context by its handle, half-open or established."""
+
+    gss: Any
+    begun: float = field(default_factory=time.monotonic)
+    established: bool = False
+    highest: int = 0
+    seen: set[int] = field(default_factory=set)
+    # Two legs at once on one half-open context would both hand it to the library.
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def fresh(self, number: int, window: int) -> bool:
+        """Whether a sequence number is in the window and new (RFC 2203, 5.3.3.1)."""
+        if number <= self.highest - window or number in self.seen:
+            return False
+        self.highest = max(self.highest, number)
+        self.seen = {old for old in self.seen if old > self.highest - window} | {number}
+        return True
+
+
+@dataclass
+class Call:
+    """An RPC call with an RPCSEC_GSS credential, its arguments not yet decoded."""
+
+    xid: bytes
+    procedure: int
+    gss_procedure: int
+    sequence: int
+    service: int
+    handle: bytes
+    verifier_flavor: int
+    verifier: bytes
+    signed: bytes
+    arguments: bytes
+
+
+class Acceptor:
+    """The acceptor; :meth:`serve_forever` accepts connections.
+
+    ``window`` is the sequence window offered; ``contexts_file`` gets a JSON line for
+    each established context: handle, initiator, target, enctype, endtime and
+    ``context``, the acceptor's side of PROTOCOL 7's ctx in hex.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        program: int,
+        version: int,
+        window: int = 128,
+        contexts_file: Path | None = None,
+        fault: str | None = None,
+    ) -> None:
+        self._listener = listener
+        self._program = program
+        self._version = version
+        self._window = window
+        self._contexts_file = contexts_file
+        self._fault = fault
+        self._calls = 0
+        self._contexts: dict[bytes, Context] = {}
+        self._lock = threading.Lock()
+        # All service principals of the keytab: what a Lustre server has, too.
+        self._credential = gss.acquire_cred(None, usage="accept").creds
+
+    def serve_forever(self) -> None:
+        """Accept connections until the process is ended."""
+        while True:
+            connection, _ = self._listener.accept()
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            connection.settimeout(IDLE_SECONDS)
+            try:
+                while True:
+                    record = _read_record(connection)
+                    if record is None:
+                        return
+                    reply = self.answer(record)
+                    if self._fault == "delay":
+                        time.sleep(DELAY_SECONDS)
+                    if reply is not None:
+                        connection.sendall(self._marked(reply))
+            except (OSError, ValueError):
+                return  # a record that is none: the stream cannot be trusted any more
+
+    def _marked(self, reply: bytes) -> bytes:
+        if self._fault == "one-byte-fragments":
+            fragments = [struct.pack(">I", 1) + reply[i : i + 1] for i in range(len(reply))]
+            return b"".join(fragments) + struct.pack(">I", 1 << 31)
+        return struct.pack(">I", 1 << 31 | len(reply)) + reply
+
+    def answer(self, record: bytes) -> bytes | None:
+        """The reply to one record, or None where silence is due."""
+        decoder = Decoder(record)
+        try:
+            xid = decoder.fixed(4)
+            if decoder.unsigned() != CALL:
+                return None
+        except ValueError:
+            return None
+        if self._fault == "other-xid":
+            xid = bytes(byte ^ 0x55 for byte in xid)
+        try:
+            return self._dispatch(xid, decoder)
+        except Denied as denied:
+            return xid + struct.pack(">IIII", REPLY, MSG_DENIED, AUTH_ERROR, denied.auth_stat)
+        except NotAccepted as problem:
+            return _accepted(xid, AUTH_NONE, b"", problem.accept_stat, problem.rest)
+        except ValueError:
+            # RFC 5531, 9: what is behind the header could not be decoded.
+            return _accepted(xid, AUTH_NONE, b"", GARBAGE_ARGS)
+
+    def _dispatch(self, xid: bytes, decoder: Decoder) -> bytes | None:
+        if decoder.unsigned() != 2:
+            return xid + struct.pack(">IIIII", REPLY, MSG_DENIED, RPC_MISMATCH, 2, 2)
+        program, version, procedure = decoder.unsigned(), decoder.unsigned(), decoder.unsigned()
+        flavor = decoder.unsigned()
+        try:
+            credential = decoder.variable(AUTH_LIMIT)
+        except ValueError:
+            raise Denied(AUTH_BADCRED) from None
+        signed = decoder.data[: decoder.offset]
+        verifier_flavor = decoder.unsigned()
+        try:
+            verifier = decoder.variable(AUTH_LIMIT)
+        except ValueError:
+            raise Denied(AUTH_BADVERF) from None
+        if program != self._program:
+            raise NotAccepted(PROG_UNAVAIL)
+        if version != self._version:
+            raise NotAccepted(PROG_MISMATCH, struct.pack(">II", self._version, self._version))
+        if flavor == AUTH_NONE and procedure == 0:
+            return _accepted(xid, AUTH_NONE, b"", SUCCESS)  # a ping, as any service answers
+        if flavor != RPCSEC_GSS:
+            raise Denied(AUTH_TOOWEAK)
+        call = _decode_credential(
+            credential, xid, procedure, verifier_flavor, verifier, signed, decoder.data[decoder.offset :]
+        )
+        self._calls += 1
+        if self._fault == "drop-once" and self._calls == 1:
+            return None
+        if self._fault == "restart-always" or (self._fault == "restart-once" and self._calls == 1):
+            raise Denied(RPCSEC_GSS_CREDPROBLEM)
+        if call.gss_procedure in (INIT, CONTINUE_INIT):
+            return self._create(call)
+        return self._data(call)
+
+    # Context creation: RFC 2203, 5.2.2 and 5.2.3.
+
+    def _create(self, call: Call) -> bytes:
+        if call.procedure != 0:
+            raise NotAccepted(PROC_UNAVAIL)
+        decoder = Decoder(call.arguments)
+        token = decoder.variable()
+        decoder.done()
+        if self._fault == "gss-failure":
+            return self._init_res(call, b"", GSS_S_FAILURE, 0, b"")
+        handle, context = self._context_for(call)
+        with context.lock:
+            if context.established:
+                raise Denied(RPCSEC_GSS_CREDPROBLEM)
+            return self._advance(call, handle, context, token)
+
+    def _advance(self, call: Call, handle: bytes, context: Context, token: bytes) -> bytes:
+        if self._fault == "continue-forever":
+            return self._init_res(call, handle, GSS_S_CONTINUE_NEEDED, 0, b"")
+        try:
+            result = gss.accept_sec_context(token, self._credential, context.gss)
+        except gss.GSSError as error:
+            with self._lock:
+                self._contexts.pop(handle, None)
+            error_token = getattr(error, "token", None) or b""
+            major, minor = error.maj_code & 0xFFFFFFFF, error.min_code & 0xFFFFFFFF
+            return self._init_res(call, b"", major, minor, error_token)
+        context.gss = result.context
+        if result.more_steps:
+            return self._init_res(call, handle, GSS_S_CONTINUE_NEEDED, 0, result.token or b"")
+        try:
+            mic = gss.get_mic(context.gss, struct.pack(">I", self._window))
+            self._prove(handle, context)
+        except gss.GSSError as error:
+            with self._lock:
+                self._contexts.pop(handle, None)
+            return self._init_res(call, b"", error.maj_code & 0xFFFFFFFF, error.min_code & 0xFFFFFFFF, b"")
+        context.established = True
+        return self._init_res(call, handle, GSS_S_COMPLETE, 0, result.token or b"", mic)
+
+    def _context_for(self, call: Call) -> tuple[bytes, Context]:
+        now = time.monotonic()
+        with self._lock:
+            half_open = 0
+            for handle, context in list(self._contexts.items()):
+                if context.established:
+                    continue
+                if now - context.begun > HALF_OPEN_SECONDS:
+                    del self._contexts[handle]
+                else:
+                    half_open += 1
+            if call.gss_procedure == INIT:
+                if call.handle:
+                    raise Denied(AUTH_BADCRED)
+                if half_open >= HALF_OPEN_LIMIT:
+                    raise Denied(RPCSEC_GSS_CTXPROBLEM)
+                handle, context = os.urandom(8), Context(None)
+                self._contexts[handle] = context
+                return handle, context
+            found = self._contexts.get(call.handle)
+            if found is None or found.established:
+                raise Denied(RPCSEC_GSS_CREDPROBLEM)
+            return call.handle, found
+
+    def _init_res(
+        self, call: Call, handle: bytes, major: int, minor: int, token: bytes, mic: bytes | None = None
+    ) -> bytes:
+        window = self._window if major in (GSS_S_COMPLETE, GSS_S_CONTINUE_NEEDED) else 0
+        flavor, verifier = (AUTH_NONE, b"") if mic is None else (RPCSEC_GSS, mic)
+        if mic is not None:
+            if self._fault == "bad-verifier":
+                verifier = mic[:-1] + bytes([mic[-1] ^ 1])
+            elif self._fault == "no-verifier":
+                flavor, verifier = AUTH_NONE, b""
+            elif self._fault == "wrong-window":
+                window += 1
+            elif self._fault == "no-handle":
+                handle = b""
+            elif self._fault == "huge-handle":
+                handle = bytes(1 << 16)
+        result = xdr(handle) + struct.pack(">III", major, minor, window) + xdr(token)
+        if self._fault == "trailing-bytes":
+            result += bytes(4)
+        return _accepted(call.xid, flavor, verifier, SUCCESS, result)
+
+    def _prove(self, handle: bytes, context: Context) -> None:
+        """Note the context's own derived keys.
+
+        The lucid export destroys what it exports, and DATA needs a context still: so
+        it is serialised, and taken in again twice.
+        """
+        status: Any = gss.inquire_context(context.gss)
+        serialised = gss.export_sec_context(context.gss)
+        context.gss = gss.import_sec_context(serialised)
+        if self._contexts_file is None:
+            return
+        lucid: Any = gss.krb5_export_lucid_sec_context(gss.import_sec_context(serialised), 1)
+        keys = lucid.cfx_kd
+        key, enctype = (
+            (keys.acceptor_subkey, keys.acceptor_subkey_type)
+            if keys.acceptor_subkey
+            else (keys.ctx_key, keys.ctx_key_type)
+        )
+        line = {
+            "handle": handle.hex(),
+            "initiator": gss.display_name(status.initiator_name).name.decode(),
+            "target": gss.display_name(status.target_name).name.decode(),
+            "enctype": enctype,
+            "endtime": lucid.endtime,
+        }
+        if enctype in KEY_SIZES:
+            derived = rfc3961.derive_lustre_keys(key, enctype)
+            flags = 2 | (4 if keys.acceptor_subkey else 0)
+            packed = Krb5Context(
+                lucid.endtime, flags, lucid.send_seq, enctype, derived.ke, derived.ki, derived.kc
+            ).pack()
+            line["context"] = packed.hex()
+        descriptor = os.open(self._contexts_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(json.dumps(line) + "\n")
+
+    # Data exchange and destruction: RFC 2203, 5.3 and 5.4.
+
+    def _data(self, call: Call) -> bytes | None:
+        with self._lock:
+            context = self._contexts.get(call.handle)
+        if context is None or not context.established or call.verifier_flavor != RPCSEC_GSS:
+            raise Denied(RPCSEC_GSS_CREDPROBLEM)
+        try:
+            gss.verify_mic(context.gss, call.signed, call.verifier)
+        except gss.GSSError:
+            raise Denied(RPCSEC_GSS_CREDPROBLEM) from None
+        if call.sequence >= MAXSEQ:
+            raise Denied(RPCSEC_GSS_CTXPROBLEM)
+        with self._lock:
+            if not context.fresh(call.sequence, self._window):
+                return None  # silently, as 5.3.3.1 wants
+        try:
+            verifier = gss.get_mic(context.gss, struct.pack(">I", call.sequence))
+        except gss.GSSError:
+            # RFC 2203, 5.3.3.4: the context is there, but cannot be used (any more).
+            raise Denied(RPCSEC_GSS_CTXPROBLEM) from None
+        if call.procedure != 0:
+            return _accepted(call.xid, RPCSEC_GSS, verifier, PROC_UNAVAIL)
+        try:
+            # Linux's kernel sends a void, unwrapped, to destroy a context, whatever the
+            # service (net/sunrpc/auth_gss: "the spec seems a little ambiguous here");
+            # libtirpc wraps it.  Both must be understood.
+            bare = call.gss_procedure == DESTROY and not call.arguments
+            arguments = b"" if bare else _unprotect(context.gss, call)
+            Decoder(arguments).done()
+        except (ValueError, gss.GSSError):
+            return _accepted(call.xid, RPCSEC_GSS, verifier, GARBAGE_ARGS)
+        if call.gss_procedure == DESTROY:
+            with self._lock:
+                self._contexts.pop(call.handle, None)
+            return _accepted(call.xid, RPCSEC_GSS, verifier, SUCCESS)
+        try:
+            body = _protect(context.gss, call, b"")
+        except gss.GSSError:
+            raise Denied(RPCSEC_GSS_CTXPROBLEM) from None
+        return _accepted(call.xid, RPCSEC_GSS, verifier, SUCCESS, body)
+
+
+def _read_record(connection: socket.socket) -> bytes | None:
+    """One record of any number of fragments (RFC 5531, 11); None at the end."""
+    record = bytearray()  # bytes would copy all of it for each fragment of one byte
+    while True:
+        mark = _read(connection, 4)
+        if mark is None:
+            return None
+        (value,) = struct.unpack(">I", mark)
+        length = value & 0x7FFFFFFF
+        if len(record) + length > RECORD_LIMIT:
+            raise ValueError("a record over the limit")
+        fragment = _read(connection, length)
+        if fragment is None:
+            return None
+        record += fragment
+        if value >> 31:
+            return bytes(record)
+
+
+def _read(connection: socket.socket, length: int) -> bytes | None:
+    data = b""
+    while len(data) < length:
+        piece = connection.recv(min(length - len(data), 1 << 16))
+        if not piece:
+            return None
+        data += piece
+    return data
+
+
+def _decode_credential(
+    credential: bytes,
+    xid: bytes,
+    procedure: int,
+    verifier_flavor: int,
+    verifier: bytes,
+    signed: bytes,
+    arguments: bytes,
+) -> Call:
+    """rpc_gss_cred_t (RFC 2203, 5)."""
+    decoder = Decoder(credential)
+    try:
+        version = decoder.unsigned()
+        gss_procedure, sequence, service = decoder.unsigned(), decoder.unsigned(), decoder.unsigned()
+        handle = decoder.variable()
+        decoder.done()
+    except ValueError:
+        raise Denied(AUTH_BADCRED) from None
+    # Sequence number and service are to be ignored while a context is created (5.2.2).
+    known_service = service in (NONE, INTEGRITY, PRIVACY) or gss_procedure in (INIT, CONTINUE_INIT)
+    if version != 1 or gss_procedure not in (DATA, INIT, CONTINUE_INIT, DESTROY) or not known_service:
+        raise Denied(AUTH_BADCRED)
+    return Call(
+        xid, procedure, gss_procedure, sequence, service, handle, verifier_flavor, verifier, signed, arguments
+    )
+
+
+def _unprotect(context: Any, call: Call) -> bytes:
+    """The call's arguments out of their service's wrapping (RFC 2203, 5.3.2)."""
+    if call.service == NONE:
+        return call.arguments
+    decoder = Decoder(call.arguments)
+    body = decoder.variable()
+    if call.service == INTEGRITY:
+        gss.verify_mic(context, body, decoder.variable())
+    else:
+        unwrapped = gss.unwrap(context, body)
+        if not unwrapped.encrypted:
+            raise ValueError("not encrypted")
+        body = unwrapped.message
+    decoder.done()
+    inner = Decoder(body)
+    if inner.unsigned() != call.sequence:
+        raise ValueError("another sequence number inside")
+    return body[4:]
+
+
+def _protect(context: Any, call: Call, result: bytes) -> bytes:
+    """A result in its service's wrapping."""
+    if call.service == NONE:
+        return result
+    body = struct.pack(">I", call.sequence) + result
+    if call.service == INTEGRITY:
+        return xdr(body) + xdr(gss.get_mic(context, body))
+    return xdr(gss.wrap(context, body).message)
+
+
+def _accepted(xid: bytes, flavor: int, verifier: bytes, accept_stat: int, rest: bytes = b"") -> bytes:
+    return (
+        xid
+        + struct.pack(">III", REPLY, MSG_ACCEPTED, flavor)
+        + xdr(verifier)
+        + struct.pack(">I", accept_stat)
+        + rest
+    )
+
+
+@click.command()
+@click.option("--keytab", required=True, help="The keytab with the service principals.")
+@click.option("--listen", default="127.0.0.1:0", show_default=True, help="ADDRESS:PORT; port 0: a free one.")
+@click.option("--program", default=0x20004C47, show_default=True, help="RPC program number.")
+@click.option("--version", default=1, show_default=True, help="RPC program version.")
+@click.option("--window", default=128, show_default=True, help="Sequence window to offer.")
+@click.option(
+    "--contexts",
+    type=click.Path(path_type=Path),
+    help="Write each context WITH ITS KEYS to this file (mode 0600). For tests only.",
+)
+@click.option("--fault", type=click.Choice(sorted(FAULTS)), help="Do this wrong, for tests of initiators.")
+def main(
+    keytab: str,
+    listen: str,
+    program: int,
+    version: int,
+    window: int,
+    contexts: Path | None,
+    fault: str | None,
+) -> None:
+    """Accept RPCSEC_GSS contexts on TCP and answer the null procedure.
+
+    Prints `listening on ADDRESS PORT` when it is ready, and runs until it is ended.
+    """
+    address, _, port = listen.rpartition(":")
+    os.environ["KRB5_KTNAME"] = keytab
+    # Many initiators in the same second, and no state that outlives us.
+    os.environ["KRB5RCACHENAME"] = "none:"
+    listener = socket.create_server((address, int(port)), backlog=128)
+    acceptor = Acceptor(listener, program, version, window, contexts, fault)
+    click.echo(f"listening on {address} {listener.getsockname()[1]}")
+    acceptor.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
