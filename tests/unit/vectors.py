@@ -1,15 +1,14 @@
-"""The shared vectors; a test that needs them fails where they are missing."""
+"""The recorded facts in tests/vectors, whose README says where each comes from."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-SHARED = Path(os.environ.get("LGSS_SHARED") or Path(__file__).parents[3] / "shared")
+VECTORS = Path(__file__).parents[1] / "vectors"
 
 
 def load(name: str) -> Any:
     """The vectors in file ``name``."""
-    return json.loads((SHARED / "vectors" / name).read_text())
+    return json.loads((VECTORS / name).read_text())
