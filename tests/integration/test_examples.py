@@ -27,7 +27,10 @@ def test_client_and_server_talk_krb5p(site: Site) -> None:
     command = ["setpriv", "--pdeathsig", "KILL", sys.executable, str(EXAMPLES / "server.py")]
     command += [str(site.population.server_keytab), str(directory)]
     with subprocess.Popen(
-        command, env={**os.environ, **site.realm.env, "PYTHONPATH": str(CHECKOUT)}, stdout=subprocess.PIPE, text=True
+        command,
+        env={**os.environ, **site.realm.env, "PYTHONPATH": str(CHECKOUT)},
+        stdout=subprocess.PIPE,
+        text=True,
     ) as server:
         try:
             assert server.stdout is not None
