@@ -6,8 +6,7 @@ DESTDIR ?=
 SYSCONFDIR ?= /etc
 VENV := .venv
 BIN := $(VENV)/bin
-# Built once by `setup`: keyutils needs a build without isolation, gssapi takes
-# two minutes. Point it elsewhere to install where nothing can be built.
+# Built once by `setup`: gssapi takes two minutes. Point it elsewhere to install where nothing can be built.
 WHEELS ?= $(VENV)/wheels
 LIBDIR = $(PREFIX)/lib/lgss_keyring
 SBINDIR = $(PREFIX)/sbin
@@ -15,7 +14,7 @@ MANDIR = $(PREFIX)/share/man
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # Python without an ending, which ruff does not find by itself.
 SCRIPTS := tests/vm/build tests/vm/vm tests/vm/check
-DEPENDENCIES := keyutils gssapi krb5 python-daemon click cryptography
+DEPENDENCIES := gssapi krb5 python-daemon click cryptography
 
 # The interpreter itself, not a shim or a venv's link: it goes into a shebang.
 REAL_PYTHON = $(shell $(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable))')
@@ -36,10 +35,6 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@echo 'setup: building $(VENV) (gssapi is compiled, this takes some minutes once)'
 	@$(PYTHON) -c 'import sys; sys.exit("setup: Python 3.11 or newer is needed; PYTHON=... chooses one" if sys.version_info < (3, 11) else 0)'
 	@$(REAL_PYTHON) -m venv $(VENV)
-	@$(PIP) install --upgrade Cython setuptools wheel pytest-runner
-	@# keyutils 0.6 ships C made by a Cython too old for Python 3.11: with Cython at
-	@# hand, and no isolation to hide it, its .pyx is translated anew.
-	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(VENV)/wheels keyutils
 	@$(PIP) wheel --find-links $(VENV)/wheels --wheel-dir $(VENV)/wheels $(DEPENDENCIES)
 	@$(PIP) install --find-links $(VENV)/wheels --editable '.[dev]'
 	@touch $@

@@ -10,10 +10,11 @@ server's context port in its configuration; tests/integration/test_examples.py d
 import socket
 import sys
 
+from peer import receive, send
+
 from lgss_keyring import sptlrpc
 from lgss_keyring.formats.errors import LgssError
-from lgss_keyring.worker.nid import Nid
-from tests.support.server import receive, send
+from lgss_keyring.formats.nid import Nid
 
 port, text, prefix = int(sys.argv[1]), sys.argv[2].encode(), (sys.argv[3:] or ["lgss:"])[0]
 target = sptlrpc.Target(Nid.parse("127.0.0.1@tcp").to_int(), 1, "example-MDT0000")
@@ -26,11 +27,12 @@ try:
     ):
         context.refresh(30)
         print(context.display(), file=sys.stderr)
-        header = b"example"
-        names = {"handle": context.handle.hex(), "length": len(text)}
-        send(connection, names, header, context.seal(header, text))
-        head, (header, token) = receive(connection)
-        print(context.unseal(header, token, head["length"]).decode())
+        stream = connection.makefile("rwb")
+        header, length = b"example", len(text).to_bytes(4)
+        token = context.seal(header, text)
+        send(stream, handle=context.handle, header=header, length=length, token=token)
+        header, token = receive(stream, "header", "token")
+        print(context.unseal(header, token, len(text)).decode())
 except LgssError as error:
     sys.exit(f"client.py: {error.reason}; {error.hint}")
 except OSError as error:

@@ -1,38 +1,35 @@
 #!/usr/bin/env python3
 """A server that speaks krb5p over TCP: it answers each sealed message, reversed.
 
-usage: server.py KEYTAB DIRECTORY     prints: listening on CONTEXT_PORT MESSAGE_PORT
+usage: server.py KEYTAB     prints: listening on CONTEXT_PORT MESSAGE_PORT
 
-Clients make their contexts by RPCSEC_GSS at the one port (their upcalls do), and send
-messages that these seal to the other. See client.py.
+Clients make their contexts by RPCSEC_GSS at the first port (their upcalls do), and send the
+messages that they seal with these contexts to the second. See client.py.
 """
 
-import os
 import socket
 import sys
 import threading
-from pathlib import Path
+
+from peer import Contexts, receive, send
 
 from lgss_keyring.formats.errors import LgssError
-from tests.support.server import MessageServer, receive, send
 
 
-def answer(server: MessageServer, connection: socket.socket) -> None:
-    with connection:
+def answer(contexts: Contexts, connection: socket.socket) -> None:
+    with connection, connection.makefile("rwb") as stream:
         while True:
             try:
-                head, (header, token) = receive(connection)
-                session, _ = server.session(head["handle"], "krb5p")
-                message = session.unseal(header, token, head["length"])
-                send(connection, {"length": len(message)}, header, session.seal(header, message[::-1]))
+                handle, header, length, token = receive(stream, "handle", "header", "length", "token")
+                session = contexts.session(handle)
+                message = session.unseal(header, token, int.from_bytes(length))
+                send(stream, header=header, length=length, token=session.seal(header, message[::-1]))
             except (OSError, LgssError, KeyError, ValueError) as error:
                 print(f"client gone: {error}", file=sys.stderr)
                 return
 
 
-keytab, directory = sys.argv[1:]
-os.environ["KRB5_KTNAME"] = keytab
-contexts = MessageServer(Path(directory))
+contexts = Contexts(keytab=sys.argv[1], flavor="krb5p")
 listener = socket.create_server(("127.0.0.1", 0))
 print("listening on", contexts.port, listener.getsockname()[1], flush=True)
 while True:

@@ -8,17 +8,18 @@ import os
 import click
 
 from lgss_keyring.daemon import requests, server
-from lgss_keyring.formats import config
 from lgss_keyring.formats.errors import LgssError
 from lgss_keyring.sptlrpc.pipe import DEFAULT_SOCKET
-from lgss_keyring.system import keys
+from lgss_keyring.system import config_file, keyrings
 from lgss_keyring.system.log import Log
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--socket", "path", default=DEFAULT_SOCKET, show_default=True, help="The socket to listen at.")
-@click.option("--config", "config_file", help=f"Configuration (default: {config.DEFAULT_PATH}, if there).")
-def main(path: str, config_file: str | None) -> None:
+@click.option(
+    "--config", "config_path", help=f"Configuration (default: {config_file.DEFAULT_PATH}, if there)."
+)
+def main(path: str, config_path: str | None) -> None:
     """Negotiate GSS contexts for those who ask at a socket (sptlrpc's policy `pipe`).
 
     Runs in the foreground until SIGTERM. An ordinary user gets contexts of his own alone.
@@ -26,11 +27,11 @@ def main(path: str, config_file: str | None) -> None:
     if os.geteuid() != 0:
         raise click.ClickException("only root can become the users that it negotiates for")
     try:
-        settings = config.load(config_file)
+        settings = config_file.load(config_path)
     except LgssError as error:
         raise click.ClickException(f"{error.reason}; {error.hint}" if error.hint else error.reason) from error
     # Whoever started us may have tickets in his session: they are not the users'.
-    keys.leave_session()
+    keyrings.leave_session()
     os.umask(0o077)
     log = Log(settings.log.level, settings.log.file)
     # Loaded once: what the workers need is here when they are forked.

@@ -7,11 +7,10 @@ import time
 from lgss_keyring.formats import callout
 from lgss_keyring.formats.callout import UpcallRequest
 from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.formats.outcome import Answer, Failed
 from lgss_keyring.monitor import service
-from lgss_keyring.monitor.privsep import Answer
-from lgss_keyring.system import keys
+from lgss_keyring.system import keyrings
 from lgss_keyring.system.log import Log
-from lgss_keyring.worker import negotiation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def handle(upcall: Upcall, peer: Peer, settings: Config) -> bytes:
     """The key payload (PROTOCOL 7) that answers ``upcall``; every error is one, too."""
     started = time.monotonic()
     # A worker can put a keyring there that the next one's libkrb5 would look into.
-    keys.leave_session()
+    keyrings.leave_session()
     log = Log(settings.log.level, settings.log.file, started=started)
     log.bind(uid=upcall.uid, target=f"{upcall.obd_name}@0x{upcall.nid:x}", mech="krb5", peer=peer.uid)
     limit = settings.upcall.timeout
@@ -65,7 +64,7 @@ def handle(upcall: Upcall, peer: Peer, settings: Config) -> bytes:
         request = request_of(upcall, peer)
         answer = service.serve(request, settings, 0, started + limit, f"{limit} s", "[upcall] timeout", log)
     except LgssError as error:
-        answer = Answer.of_failure(negotiation.Failed.by(error))
+        answer = Answer.of_failure(Failed.by(error))
     failure = answer.failure
     if failure is None:
         log.event("info", f"established as {answer.initiator}", step="answered", initiator=answer.initiator)

@@ -1,4 +1,4 @@
-"""The carrier: a Unix SOCK_SEQPACKET socket, its peers, and a process for each record.
+"""The transport: a Unix SOCK_SEQPACKET socket, its peers, and a process for each record.
 
 What is carried is :mod:`.requests`' and :mod:`lgss_keyring.monitor.service`'s affair.  One thread,
 which never negotiates and so never waits: each record gets a forked monitor (root), and
@@ -30,7 +30,7 @@ import time
 
 from lgss_keyring.formats import payload, pipe
 from lgss_keyring.formats.errors import LgssError
-from lgss_keyring.monitor.privsep import refuse_descriptors
+from lgss_keyring.monitor.worker_process import refuse_descriptors
 from lgss_keyring.system.log import Log
 from lgss_keyring.worker import identity
 

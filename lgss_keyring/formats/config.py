@@ -1,10 +1,9 @@
-"""One TOML file, and defaults that need none; see lgss_keyring.toml(5)."""
+"""The configuration's shape, with defaults that need no file; see lgss_keyring.toml(5).
+
+:mod:`lgss_keyring.system.config_file` reads the file.
+"""
 
 from __future__ import annotations
-
-import errno
-import os
-import stat
 
 from lgss_keyring.formats.errors import ConfigError
 from lgss_keyring.formats.record import Record
@@ -13,9 +12,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
-
-DEFAULT_PATH = "/etc/lgss_keyring.toml"
-SIZE_LIMIT = 1 << 16
 
 
 class Log(Record):
@@ -134,55 +130,9 @@ PATHS = {
 KINDS = {int: "a whole number", str: "a string in quotes", bool: "true or false"}
 
 
-def load(path: str | None = None) -> Config:
-    """The configuration in ``path``; None: that of :data:`DEFAULT_PATH`, if it is there.
-
-    Raises ConfigError: unreadable, not safe from others, no TOML, unknown keys, wrong values.
-    """
-    text = _read(path or DEFAULT_PATH, required=path is not None)
-    if text is None:
-        return Config()
-    import tomllib  # 14 ms, for those only who have a file
-
-    where = path or DEFAULT_PATH
-    try:
-        document = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        # TOMLDecodeError is a ValueError; numbers of 4300 digits are a plain one, and
-        # nested brackets end in a RecursionError.
-        raise ConfigError(f"{where}: {error}") from error
-    return _checked(document, where)
-
-
-def _read(path: str, required: bool) -> str | None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno == errno.ENOENT and not required:
-            return None
-        raise ConfigError(f"cannot open {path}: {error.strerror}") from error
-    try:
-        # The open file, not the path: what is checked is what is read.
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > SIZE_LIMIT:
-            raise ConfigError(f"{path} is no regular file of at most {SIZE_LIMIT} bytes")
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
-            raise ConfigError(
-                f"{path} decides what root does, but others may write it",
-                hint=f"chown root {path}; chmod go-w {path}",
-            )
-        data = b""
-        while chunk := os.read(descriptor, SIZE_LIMIT):
-            data += chunk
-    finally:
-        os.close(descriptor)
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
-
-
-def _checked(document: Mapping[str, Any], where: str) -> Config:
+def checked(document: Mapping[str, Any], where: str) -> Config:
+    """The configuration in a TOML document; ``where`` names its file.  Raises ConfigError:
+    unknown sections or keys, wrong values."""
     values: dict[str, Any] = {}
     for section, table in document.items():
         if section not in Config._fields:

@@ -1,4 +1,4 @@
-"""The bare calls of libkeyutils that python-keyutils lacks, and no more.
+"""The bare calls of libkeyutils that the front makes, and no more.
 
 This is all that the front may load while somebody waits in request_key(2), so
 it imports nothing but ctypes (1.5 ms) and os.  Every function returns what the C
@@ -81,20 +81,6 @@ def update(key: int, payload: bytes) -> None:
 def read(key: int) -> int:
     """The size in bytes of what ``key`` holds: keyctl_read(3) with no buffer."""
     return _call("keyctl_read", (_serial, _bytes, _size), key, None, 0)
-
-
-def invalidate(key: int) -> None:
-    """Make ``key`` vanish at once, its name free again: keyctl_invalidate(3)."""
-    _call("keyctl_invalidate", (_serial,), key)
-
-
-def request_key(key_type: bytes, description: bytes, callout: bytes | None, keyring: int) -> int:
-    """Find a key or have it made by an upcall with ``callout``, link it into
-    ``keyring`` (0: by the default rule), give its serial: request_key(2).
-
-    python-keyutils has this call without callout info, which makes no upcall.
-    """
-    return _call("request_key", (_bytes, _bytes, _bytes, _serial), key_type, description, callout, keyring)
 
 
 def alarm(seconds: int) -> None:

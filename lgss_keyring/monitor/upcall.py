@@ -2,7 +2,7 @@
 
 Three processes stand here one after the other.  The child of the front becomes a
 daemon (python-daemon forks twice for that), which is the monitor of
-:mod:`lgss_keyring.monitor.privsep`: root, the key's possessor, and the one that answers.
+:mod:`lgss_keyring.monitor.worker_process`: root, the key's possessor, and the one that answers.
 It forks the worker, which becomes the user and negotiates.
 """
 
@@ -15,14 +15,13 @@ import time
 
 import daemon
 
-from lgss_keyring.formats import callout, config
+from lgss_keyring.formats import callout
 from lgss_keyring.formats.errors import LgssError
-from lgss_keyring.monitor import service
-from lgss_keyring.monitor.privsep import Answer
-from lgss_keyring.system import keys
+from lgss_keyring.formats.outcome import Answer, Failed
+from lgss_keyring.monitor import init_channel, service
+from lgss_keyring.system import config_file, keys
 from lgss_keyring.system.log import PATIENCE, Log
-from lgss_keyring.worker import namespaces, negotiation
-from lgss_keyring.worker.channel import lustre
+from lgss_keyring.worker import namespaces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def run(key: int, options: Mapping[str, str], words: Sequence[str], started: flo
         status = _serve(key, options, words, started, forked, log)
     except BaseException as error:
         # A defect of ours is no reason to leave a caller waiting for a timeout.
-        failure = negotiation.Failed.by(error)
+        failure = Failed.by(error)
         _answer(key, words[2], Answer.of_failure(failure), started + FORGED_PATIENCE, log)
     finally:
         os._exit(status)
@@ -96,11 +95,11 @@ def _open_log(
     sets it wants to see the next one.
     """
     try:
-        settings = config.load(path)
+        settings = config_file.load(path)
     except LgssError as error:
         return Log(started=started), error
     level = settings.log.level
-    if key_type == "lgssc" and (parameter := lustre.debug_level(settings)) is not None:
+    if key_type == "lgssc" and (parameter := init_channel.debug_level(settings)) is not None:
         level = DEBUG_LEVELS[parameter]
     return Log(level, settings.log.file, started=started), settings
 
@@ -126,7 +125,7 @@ def _serve(
         if request.is_machine and request.requestor_uid != 0:
             deadline = min(deadline, time.monotonic() + FORGED_PATIENCE)
     except LgssError as error:
-        answer = Answer.of_failure(negotiation.Failed.by(error))
+        answer = Answer.of_failure(Failed.by(error))
     return _answer(key, words[2], answer, deadline, log)
 
 
@@ -148,7 +147,7 @@ def _answer(key: int, key_type: str, answer: Answer, deadline: float, log: Log) 
     lifetime = answer.endtime - int(time.time())
     if answer.failure is None and lifetime <= 0:
         answer = Answer.of_failure(
-            negotiation.Failed(
+            Failed(
                 errno.EKEYEXPIRED, 0, "ticket-expired", "the context has ended already", "check the clocks"
             )
         )

@@ -34,7 +34,7 @@ from lgss_keyring.formats.callout import format_callout
 from lgss_keyring.formats.errors import KeyOperationError, LgssError
 from lgss_keyring.sptlrpc.context import Context, ContextError, State
 from lgss_keyring.sptlrpc.policy import Policy, group_of
-from lgss_keyring.system import keys
+from lgss_keyring.system import keyrings, keys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ class KeyringPolicy(Policy):
         if self._session_cache == "" or not _own(sec, uid):
             return 0
         if self._session_cache is None:
-            found = keys.has_collection(keys.SESSION)
+            found = keyrings.has_collection(keyrings.SESSION)
         else:
-            name = keys.COLLECTION + self._session_cache.encode()
-            found = bool(keys.search(keys.SESSION, "keyring", name))
-        return keys.serial_of(keys.SESSION) if found else 0
+            name = keyrings.COLLECTION + self._session_cache.encode()
+            found = bool(keyrings.search(keyrings.SESSION, "keyring", name))
+        return keyrings.serial_of(keyrings.SESSION) if found else 0
 
     def description(self, context: Context) -> str:
         """The key's name, unique over uid, target, client and connection (5.1), and over
@@ -185,11 +185,11 @@ class KeyringPolicy(Policy):
     def _request(self, context: Context) -> None:
         """request_key(2), from this thread; raises KeyOperationError."""
         if not _own(context.sec, context.uid):
-            keys.join_session()  # this thread alone does
-        ring = keys.SESSION if context.domain else keys.USER
+            keyrings.join_session()  # this thread alone does
+        ring = keyrings.SESSION if context.domain else keyrings.USER
         if not context.domain:
-            keys.link(keys.USER, keys.THREAD)
-        context.keyrings = (keys.serial_of(ring),)
+            keyrings.link(keyrings.USER, keyrings.THREAD)
+        context.keyrings = (keyrings.serial_of(ring),)
         name, callout = self.description(context), self._callout(context)
         end, pause = time.monotonic() + BLOCKED_SECONDS, FIRST_PAUSE
         while True:
@@ -209,11 +209,11 @@ class KeyringPolicy(Policy):
             _unlink_revoked(name, context.keyrings[0])
             time.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
-        owner = keys.owner(key)
+        owner = keyrings.owner(key)
         if owner != os.geteuid():
             # It was found in a session keyring that somebody else has filled, and the kernel
             # has linked it into our ring. Its payload is his choice.
-            keys.unlink(key, ring)
+            keyrings.unlink(key, ring)
             raise KeyOperationError(
                 f"key {key} named {name} is uid {owner}'s",
                 errno=errno.EACCES,
@@ -251,7 +251,7 @@ class KeyringPolicy(Policy):
     def check(self, context: Context) -> int:
         """See :class:`.policy.Policy`; one system call."""
         try:
-            keys.describe(context.key)
+            keyrings.describe(context.key)
         except KeyOperationError as error:
             return error.errno
         return 0
@@ -286,7 +286,7 @@ class KeyringPolicy(Policy):
             except KeyOperationError as error:
                 if context.domain or error.errno != errno.EACCES:
                     raise
-                keys.link(keys.USER, keys.THREAD)
+                keyrings.link(keyrings.USER, keyrings.THREAD)
                 keys.invalidate(context.key)
         except KeyOperationError:
             pass  # it has gone by itself: expired, invalidated by another process
@@ -296,7 +296,7 @@ class KeyringPolicy(Policy):
         if not context.key:
             return "no key"
         try:
-            told = keys.describe(context.key)
+            told = keyrings.describe(context.key).decode("ascii", "replace")
         except KeyOperationError as error:
             told = os.strerror(error.errno)
         rings = ", ".join(str(ring) for ring in context.keyrings)
@@ -334,7 +334,7 @@ def _unlink_revoked(name: str, ring: int) -> None:
             if len(words) == 9 and b"R" in words[1] and b"i" not in words[1] and words[8].startswith(wanted):
                 serial = int(words[0], 16)
                 try:
-                    if serial in keys.members(ring):
-                        keys.unlink(serial, ring)
+                    if serial in keyrings.members(ring):
+                        keyrings.unlink(serial, ring)
                 except KeyOperationError:
                     pass

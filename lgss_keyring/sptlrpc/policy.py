@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import pwd
 from abc import ABC, abstractmethod
 
-from lgss_keyring.formats import config
 from lgss_keyring.formats import flavor as flavors
 from lgss_keyring.formats.errors import LgssError
 from lgss_keyring.formats.flavor import Flavor
 from lgss_keyring.sptlrpc.context import Context
 from lgss_keyring.sptlrpc.sec import SecurityObject, Target
-from lgss_keyring.worker import identity
+from lgss_keyring.system.config_file import load as load_config
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 POLICIES = {"keyring": "KeyringPolicy", "pipe": "PipePolicy"}
 ENVIRONMENT = "LGSS_POLICY"
+NOGROUP = 65534
 
 
 class Policy(ABC):
@@ -82,7 +83,7 @@ def create(name: str | None = None, config_file: str | None = None, **options: o
     ``options`` are the policy's own.  Raises LgssError for a name that is none, ConfigError
     for a configuration that cannot be used.
     """
-    chosen = name or os.environ.get(ENVIRONMENT) or config.load(config_file).sptlrpc.policy
+    chosen = name or os.environ.get(ENVIRONMENT) or load_config(config_file).sptlrpc.policy
     if chosen not in POLICIES:
         raise LgssError(
             f"policy {chosen[:40]!a} is none of {', '.join(POLICIES)}", errno=errno.EINVAL, kind="policy"
@@ -105,4 +106,7 @@ def group_of(uid: int) -> int:
     passwd(5), or nobody's.  Never root's own for somebody else."""
     if uid == os.geteuid():
         return os.getegid()
-    return identity.primary_group(uid, identity.NOGROUP)
+    try:
+        return pwd.getpwuid(uid).pw_gid
+    except KeyError:
+        return NOGROUP

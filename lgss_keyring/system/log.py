@@ -21,13 +21,6 @@ JOURNAL = "/run/systemd/journal/socket"
 SYSLOG = "/dev/log"
 IDENTIFIER = "lgss_keyring"
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Report = Callable[[str, str], None]
-    """What a negotiation tells its steps to: a level of LEVELS and a text."""
-
 # Seconds that the line about an answered key may wait for a journal that is busy with
 # those of a hundred other upcalls.
 PATIENCE = 2.0

@@ -12,8 +12,7 @@ import time
 
 from lgss_keyring.formats.errors import CredentialError, LgssError
 from lgss_keyring.formats.record import Record
-from lgss_keyring.front import keyctl
-from lgss_keyring.system import keys
+from lgss_keyring.system import keyrings
 from lgss_keyring.worker import gss_library as _gss
 from lgss_keyring.worker import lean_import as _lean
 
@@ -168,14 +167,14 @@ def exists(name: bytes, uid: int) -> bool:
     if not colon:
         # The old form, in the session keyring: of one cache, or of a collection.
         names = (anchor, b"_krb_" + anchor)
-        return any(keys.search(keyctl.KEY_SPEC_SESSION_KEYRING, "keyring", each) for each in names)
+        return any(keyrings.search(keyrings.SESSION, "keyring", each) for each in names)
     if anchor == b"persistent":
         # Asking for it (KEYCTL_GET_PERSISTENT) makes it; so it is looked for by name.
         wanted = b" _persistent.%d:" % (int(collection) if collection.isdigit() else uid)
         with open("/proc/keys", "rb") as listed:
             return any(wanted in line for line in listed)
     ring = _ANCHORS.get(anchor)
-    return ring is not None and bool(keys.search(ring, "keyring", b"_krb_" + collection))
+    return ring is not None and bool(keyrings.search(ring, "keyring", b"_krb_" + collection))
 
 
 class own_cache:

@@ -20,7 +20,7 @@ import os
 import stat
 
 from lgss_keyring.formats.errors import CredentialError, RefusedError
-from lgss_keyring.system import keys
+from lgss_keyring.system import keyrings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def find(request: UpcallRequest, forked: int, containers: bool = True) -> Place 
     if not request.is_machine:
         if place.check_owner(request.uid, forked) != request.uid:
             # A service of root's that works for this user: its credentials are its own.
-            keys.unlink_requestor(request.keyrings)
+            keyrings.unlink_requestor(request.keyrings)
         if request.uid == 0:
             place.check_ours()
         if "mnt" in place.different and os.getpid() != 1:

@@ -2,7 +2,7 @@
 knows no key.
 
 Who asks, whom for and how is the request's; how tokens travel is the channel's; the
-mechanism makes them.  Runs in a worker (:mod:`lgss_keyring.monitor.privsep`) that may already
+mechanism makes them.  Runs in a worker (:mod:`lgss_keyring.monitor.worker_process`) that may already
 be an ordinary user, and needs nothing of root.
 """
 
@@ -12,20 +12,18 @@ import errno
 
 from lgss_keyring.formats.errors import (
     GSS_S_FAILURE,
-    SHORTAGE_HINT,
     ChannelError,
-    LgssError,
     MechanismError,
-    shortage,
 )
-from lgss_keyring.formats.record import Record
-from lgss_keyring.worker import mech, nid
+from lgss_keyring.formats.nid import Nid
+from lgss_keyring.formats.outcome import Established, Failed
+from lgss_keyring.worker import mech, names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
-    from lgss_keyring.system.log import Report
+    from lgss_keyring.formats.outcome import Report
     from lgss_keyring.worker.channel import Channel
 
 GSS_S_COMPLETE = 0
@@ -36,47 +34,10 @@ GSS_S_CONTINUE_NEEDED = 1
 LEGS_LIMIT = 10
 
 
-class Established(Record):
-    """A context for the kernel: PROTOCOL 7's seq_win, handle and ctx; ``endtime`` in
-    seconds since the epoch, and the initiator's name for the log."""
-
-    seq_window: int
-    handle: bytes
-    context: bytes
-    endtime: int
-    initiator: str = ""
-
-
-class Failed(Record):
-    """Why there is none: a positive errno, a GSS major status (0: none), and the
-    words of :class:`~lgss_keyring.formats.errors.LgssError`."""
-
-    errno: int
-    major: int
-    kind: str
-    reason: str
-    hint: str = ""
-
-    @classmethod
-    def by(cls, error: BaseException) -> Failed:
-        """The outcome of an exception, foreign ones included."""
-        if isinstance(error, LgssError):
-            return cls(error.errno, error.major, error.kind, error.reason, error.hint)
-        if number := shortage(error):
-            return cls(number, 0, "resources", f"this machine is short of something: {error}", SHORTAGE_HINT)
-        return cls(
-            errno.EIO,
-            0,
-            "internal",
-            f"{type(error).__name__}: {error}",
-            "this is a defect of lgss_keyring: please report it",
-        )
-
-
 def preload(request: UpcallRequest) -> None:
     """Import now what :func:`negotiate` will need for ``request``, so that it touches
     no file of ours when it has become somebody else; raises MechanismError."""
-    nid.preload(nid.Nid.from_int(request.target_nid))
+    names.preload(Nid.from_int(request.target_nid))
     mech.load(request.mechanism).prepare(request)
 
 
@@ -91,11 +52,11 @@ def negotiate(
 
     ``report(level, text)`` is told each step, levels as in :mod:`lgss_keyring.system.log`.
     Raises nothing: every error is a :class:`Failed`.  Blocks for as long as the
-    KDC and name service please; the bound is the caller's (:mod:`.privsep`).
+    KDC and name service please; the bound is the caller's.
     """
     try:
-        host = nid.host_name(nid.Nid.from_int(request.target_nid), config)
-        service = nid.service_name(request.lustre_service, host)
+        host = names.host_name(Nid.from_int(request.target_nid), config)
+        service = names.service_name(request.lustre_service, host)
         report("debug", f"the acceptor is {service}")
         try:
             return _attempt(request, config, channel, service, report)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import keyutils
 import pytest
 
 from lgss_keyring.worker.creds.user import FILES_LIMIT
+from tests.support import keyutils
 from tests.support.realm import Realm
 from tests.support.requestor import Requestor
 from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout

@@ -22,16 +22,10 @@ def test_forty_lines(name: str) -> None:
 
 def test_client_and_server_talk_krb5p(site: Site) -> None:
     site.kinit(0)
-    directory = site.directory / "example"
-    directory.mkdir()
     command = ["setpriv", "--pdeathsig", "KILL", sys.executable, str(EXAMPLES / "server.py")]
-    command += [str(site.population.server_keytab), str(directory)]
-    with subprocess.Popen(
-        command,
-        env={**os.environ, **site.realm.env, "PYTHONPATH": str(CHECKOUT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
+    command.append(str(site.population.server_keytab))
+    environment = {**os.environ, **site.realm.env}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             found = re.fullmatch(r"listening on (\d+) (\d+)\n", server.stdout.readline())

@@ -544,7 +544,8 @@ def test_linger_of_one_peer_holds_up_nobody(
 OLD_KERNEL = [
     sys.executable,
     "-c",
-    "import sys; from lgss_keyring import privsep; privsep.refuse_descriptors = lambda end: False;"
+    "import sys; from lgss_keyring.monitor import worker_process as w;"
+    "w.refuse_descriptors = lambda end: False;"
     "from lgss_keyring.daemon import __main__; sys.argv[0:4] = ['lgssd'];"
     "__main__.main()",
 ]

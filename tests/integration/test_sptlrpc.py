@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import keyutils
 import pytest
 
 from lgss_keyring import sptlrpc
@@ -26,8 +25,8 @@ from lgss_keyring.formats.errors import GSS_S_BAD_MIC, GSS_S_DEFECTIVE_TOKEN, GS
 from lgss_keyring.front import keyctl
 from lgss_keyring.sptlrpc import Context, SecurityObject, State, Target
 from lgss_keyring.sptlrpc.keyring import KeyringPolicy
-from lgss_keyring.system import keys
-from tests.support import server
+from lgss_keyring.system import keyrings
+from tests.support import keyutils, server
 from tests.support.site import LOOPBACK_NID, USER_UID, Site, Upcalls
 from tests.support.stage import CHECKOUT, Stage
 
@@ -59,10 +58,10 @@ def swept() -> Iterator[None]:
     yield
     ours = re.compile(rf" lgss(:{os.getpid()}\.|-no-rule:)")
     lines = [line for line in Path("/proc/keys").read_text().splitlines() if ours.search(line)]
-    ring = keys.serial_of(keys.USER)
+    ring = keyrings.serial_of(keyrings.USER)
     for serial in (int(line.split()[0], 16) for line in lines):
-        if serial in keys.members(ring):
-            keys.unlink(serial, ring)
+        if serial in keyrings.members(ring):
+            keyrings.unlink(serial, ring)
 
 
 def living(tag: str) -> list[str]:
@@ -301,7 +300,7 @@ def test_key_and_context_go_together(policy: KeyringPolicy, sec: SecurityObject)
     assert policy.alive == 0
     with sec.lookup_ctx() as context:
         context.refresh(10)
-        keyctl.invalidate(context.key)
+        keyutils.invalidate(context.key)
         assert within(1, lambda: not context.validate()) and context.state is State.DEAD
 
 
@@ -352,7 +351,7 @@ def test_periodic_sweep(policy: KeyringPolicy) -> None:
     with policy.create_sec(TARGET, "krb5i") as sec:
         sec.sweep_every(0.1)
         context = sec.lookup_ctx().refresh(10)
-        reach(lambda: keyctl.invalidate(context.key))
+        reach(lambda: keyutils.invalidate(context.key))
         assert within(3, lambda: context.state is State.DEAD and not sec.contexts)
         sec.release_ctx(context)
 
@@ -441,7 +440,7 @@ def test_all_sessions_of_a_user_share_one_key(site: Site, upcalls: Upcalls, uid:
     ) == 1  # fmt: skip
 
     def clean() -> None:
-        reach(lambda: keyctl.invalidate(first["key"]))
+        reach(lambda: keyutils.invalidate(first["key"]))
 
     in_user(uid, clean)
 
@@ -466,7 +465,7 @@ def test_keys_that_another_user_has_planted(
                 try:
                     context = sec.lookup_ctx()
                 except LgssError as error:
-                    ring = keys.members(keys.serial_of(keys.USER))
+                    ring = keyrings.members(keyrings.serial_of(keyrings.USER))
                     return [error.errno, planted in ring, error.reason]
                 try:
                     context.refresh(10)

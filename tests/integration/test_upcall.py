@@ -10,13 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import keyutils
 import pytest
 
 from lgss_keyring.formats import payload
 from lgss_keyring.formats.crypto import tokens
 from lgss_keyring.formats.payload import ContextPayload, Krb5Context
-from tests.support import peers
+from tests.support import keyutils, peers
 from tests.support.cgroup import Cgroup
 from tests.support.requestor import Answer, Requestor
 from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
@@ -311,8 +310,8 @@ def test_memory_of_an_upcall(site: Site, ticket: int) -> None:
 def test_the_child_imports_only_what_it_uses(site: Site) -> None:
     """The modules of a whole user's upcall, loaded as the child loads them."""
     code = (
-        "import sys; sys.path.append(sys.argv[1]); from lgss_keyring import keyctl, upcall, channel;"
-        "from lgss_keyring import mech; import types;"
+        "import sys; sys.path.append(sys.argv[1]); from lgss_keyring.front import keyctl;"
+        "from lgss_keyring.monitor import upcall; from lgss_keyring.worker import mech; import types;"
         "mech.load('krb5').prepare(types.SimpleNamespace(is_machine=False));"
         "from lgss_keyring.worker.channel import rpcsec_gss; print(*sorted(sys.modules))"
     )
@@ -418,7 +417,7 @@ def test_requestors_keyrings_are_out_of_the_machines_reach(site: Site, root: Req
 
 def test_unlinking_the_requestors_keyrings() -> None:
     from lgss_keyring.front import keyctl
-    from lgss_keyring.system import keys
+    from lgss_keyring.system import keyrings
 
     pid = os.fork()
     if pid == 0:
@@ -426,7 +425,7 @@ def test_unlinking_the_requestors_keyrings() -> None:
         try:
             keyutils.join_session_keyring()
             ring = keyutils.add_key(b"lgss-test", b"", keyctl.KEY_SPEC_SESSION_KEYRING, b"keyring")
-            keys.unlink_requestor((ring, 0, ring))
+            keyrings.unlink_requestor((ring, 0, ring))
             status = (
                 0
                 if keyutils.search(keyctl.KEY_SPEC_SESSION_KEYRING, b"lgss-test", 0, b"keyring") is None

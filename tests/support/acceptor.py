@@ -13,36 +13,53 @@ THIS IS A TEST TOOL: on request it writes the keys of its contexts to a file.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import struct
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
 import gssapi.raw as gss
 
-from lgss_keyring.formats.crypto import rfc3961
-from lgss_keyring.formats.payload import KEY_SIZES, Krb5Context
+from tests.support.acceptor_context import Context, protect, unprotect
+from tests.support.onc_rpc import (
+    AUTH_BADCRED,
+    AUTH_BADVERF,
+    AUTH_ERROR,
+    AUTH_LIMIT,
+    AUTH_NONE,
+    AUTH_TOOWEAK,
+    CALL,
+    CONTINUE_INIT,
+    DESTROY,
+    GARBAGE_ARGS,
+    GSS_S_COMPLETE,
+    GSS_S_CONTINUE_NEEDED,
+    GSS_S_FAILURE,
+    INIT,
+    MAXSEQ,
+    MSG_DENIED,
+    PROC_UNAVAIL,
+    PROG_MISMATCH,
+    PROG_UNAVAIL,
+    REPLY,
+    RPC_MISMATCH,
+    RPCSEC_GSS,
+    RPCSEC_GSS_CREDPROBLEM,
+    RPCSEC_GSS_CTXPROBLEM,
+    SUCCESS,
+    Call,
+    Decoder,
+    Denied,
+    NotAccepted,
+    accepted,
+    decode_credential,
+    read_record,
+    xdr,
+)
 
-CALL, REPLY = 0, 1
-MSG_ACCEPTED, MSG_DENIED = 0, 1
-RPC_MISMATCH, AUTH_ERROR = 0, 1
-SUCCESS, PROG_UNAVAIL, PROG_MISMATCH, PROC_UNAVAIL, GARBAGE_ARGS = range(5)
-AUTH_BADCRED, AUTH_BADVERF, AUTH_TOOWEAK = 1, 3, 5
-RPCSEC_GSS_CREDPROBLEM, RPCSEC_GSS_CTXPROBLEM = 13, 14
-AUTH_NONE, RPCSEC_GSS = 0, 6
-DATA, INIT, CONTINUE_INIT, DESTROY = range(4)
-NONE, INTEGRITY, PRIVACY = 1, 2, 3
-GSS_S_COMPLETE, GSS_S_CONTINUE_NEEDED, GSS_S_FAILURE = 0, 1, 13 << 16
-MAXSEQ = 0x80000000  # RFC 2203, 5.3.3.1
-
-RECORD_LIMIT = 1 << 18
-AUTH_LIMIT = 400  # RFC 5531, 8.2
 HALF_OPEN_LIMIT = 256
 HALF_OPEN_SECONDS = 60.0
 IDLE_SECONDS = 120.0
@@ -64,99 +81,6 @@ FAULTS = {
     "other-xid": "the reply's xid is none of ours",
     "one-byte-fragments": "legal: each byte in a fragment of its own",
 }
-
-
-class Denied(Exception):
-    """MSG_DENIED with AUTH_ERROR and this auth_stat."""
-
-    def __init__(self, auth_stat: int) -> None:
-        self.auth_stat = auth_stat
-
-
-class NotAccepted(Exception):
-    """MSG_ACCEPTED, but for this accept_stat, and what follows it."""
-
-    def __init__(self, accept_stat: int, rest: bytes = b"") -> None:
-        self.accept_stat = accept_stat
-        self.rest = rest
-
-
-class Decoder:
-    """XDR (RFC 4506); raises ValueError when the data is not what is asked for."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.offset = 0
-
-    def fixed(self, length: int) -> bytes:
-        """Opaque data of fixed length, without its padding."""
-        end = self.offset + length
-        if end > len(self.data):
-            raise ValueError("data ends early")
-        piece = self.data[self.offset : end]
-        self.offset = end
-        return piece
-
-    def unsigned(self) -> int:
-        """A 32-bit unsigned integer."""
-        value: int = struct.unpack(">I", self.fixed(4))[0]
-        return value
-
-    def variable(self, limit: int = RECORD_LIMIT) -> bytes:
-        """Opaque data of variable length, at most ``limit``."""
-        length = self.unsigned()
-        if length > limit:
-            raise ValueError(f"{length} bytes of opaque data")
-        value = self.fixed(length)
-        self.fixed(-length & 3)
-        return value
-
-    def done(self) -> None:
-        """Raise if anything is left."""
-        if self.offset != len(self.data):
-            raise ValueError("data is left over")
-
-
-def xdr(data: bytes) -> bytes:
-    """``data`` as variable-length opaque."""
-    return struct.pack(">I", len(data)) + data + b"\0" * (-len(data) & 3)
-
-
-@dataclass
-class Context:
-    """A context by its handle, half-open or established."""
-
-    gss: Any
-    begun: float = field(default_factory=time.monotonic)
-    established: bool = False
-    highest: int = 0
-    seen: set[int] = field(default_factory=set)
-    # Two legs at once on one half-open context would both hand it to the library.
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def fresh(self, number: int, window: int) -> bool:
-        """Whether a sequence number is in the window and new (RFC 2203, 5.3.3.1)."""
-        if number <= self.highest - window or number in self.seen:
-            return False
-        self.highest = max(self.highest, number)
-        self.seen = {old for old in self.seen if old > self.highest - window} | {number}
-        return True
-
-
-@dataclass
-class Call:
-    """An RPC call with an RPCSEC_GSS credential, its arguments not yet decoded."""
-
-    xid: bytes
-    procedure: int
-    gss_procedure: int
-    sequence: int
-    service: int
-    handle: bytes
-    verifier_flavor: int
-    verifier: bytes
-    signed: bytes
-    arguments: bytes
 
 
 class Acceptor:
@@ -199,7 +123,7 @@ class Acceptor:
             connection.settimeout(IDLE_SECONDS)
             try:
                 while True:
-                    record = _read_record(connection)
+                    record = read_record(connection)
                     if record is None:
                         return
                     reply = self.answer(record)
@@ -232,10 +156,10 @@ class Acceptor:
         except Denied as denied:
             return xid + struct.pack(">IIII", REPLY, MSG_DENIED, AUTH_ERROR, denied.auth_stat)
         except NotAccepted as problem:
-            return _accepted(xid, AUTH_NONE, b"", problem.accept_stat, problem.rest)
+            return accepted(xid, AUTH_NONE, b"", problem.accept_stat, problem.rest)
         except ValueError:
             # RFC 5531, 9: what is behind the header could not be decoded.
-            return _accepted(xid, AUTH_NONE, b"", GARBAGE_ARGS)
+            return accepted(xid, AUTH_NONE, b"", GARBAGE_ARGS)
 
     def _dispatch(self, xid: bytes, decoder: Decoder) -> bytes | None:
         if decoder.unsigned() != 2:
@@ -257,10 +181,10 @@ class Acceptor:
         if version != self._version:
             raise NotAccepted(PROG_MISMATCH, struct.pack(">II", self._version, self._version))
         if flavor == AUTH_NONE and procedure == 0:
-            return _accepted(xid, AUTH_NONE, b"", SUCCESS)  # a ping, as any service answers
+            return accepted(xid, AUTH_NONE, b"", SUCCESS)  # a ping, as any service answers
         if flavor != RPCSEC_GSS:
             raise Denied(AUTH_TOOWEAK)
-        call = _decode_credential(
+        call = decode_credential(
             credential, xid, procedure, verifier_flavor, verifier, signed, decoder.data[decoder.offset :]
         )
         self._calls += 1
@@ -304,7 +228,7 @@ class Acceptor:
             return self._init_res(call, handle, GSS_S_CONTINUE_NEEDED, 0, result.token or b"")
         try:
             mic = gss.get_mic(context.gss, struct.pack(">I", self._window))
-            self._prove(handle, context)
+            context.prove(handle, self._contexts_file)
         except gss.GSSError as error:
             with self._lock:
                 self._contexts.pop(handle, None)
@@ -355,43 +279,7 @@ class Acceptor:
         result = xdr(handle) + struct.pack(">III", major, minor, window) + xdr(token)
         if self._fault == "trailing-bytes":
             result += bytes(4)
-        return _accepted(call.xid, flavor, verifier, SUCCESS, result)
-
-    def _prove(self, handle: bytes, context: Context) -> None:
-        """Note the context's own derived keys.
-
-        The lucid export destroys what it exports, and DATA needs a context still: so
-        it is serialised, and taken in again twice.
-        """
-        status: Any = gss.inquire_context(context.gss)
-        serialised = gss.export_sec_context(context.gss)
-        context.gss = gss.import_sec_context(serialised)
-        if self._contexts_file is None:
-            return
-        lucid: Any = gss.krb5_export_lucid_sec_context(gss.import_sec_context(serialised), 1)
-        keys = lucid.cfx_kd
-        key, enctype = (
-            (keys.acceptor_subkey, keys.acceptor_subkey_type)
-            if keys.acceptor_subkey
-            else (keys.ctx_key, keys.ctx_key_type)
-        )
-        line = {
-            "handle": handle.hex(),
-            "initiator": gss.display_name(status.initiator_name).name.decode(),
-            "target": gss.display_name(status.target_name).name.decode(),
-            "enctype": enctype,
-            "endtime": lucid.endtime,
-        }
-        if enctype in KEY_SIZES:
-            derived = rfc3961.derive_lustre_keys(key, enctype)
-            flags = 2 | (4 if keys.acceptor_subkey else 0)
-            packed = Krb5Context(
-                lucid.endtime, flags, lucid.send_seq, enctype, derived.ke, derived.ki, derived.kc
-            ).pack()
-            line["context"] = packed.hex()
-        descriptor = os.open(self._contexts_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(json.dumps(line) + "\n")
+        return accepted(call.xid, flavor, verifier, SUCCESS, result)
 
     # Data exchange and destruction: RFC 2203, 5.3 and 5.4.
 
@@ -415,121 +303,25 @@ class Acceptor:
             # RFC 2203, 5.3.3.4: the context is there, but cannot be used (any more).
             raise Denied(RPCSEC_GSS_CTXPROBLEM) from None
         if call.procedure != 0:
-            return _accepted(call.xid, RPCSEC_GSS, verifier, PROC_UNAVAIL)
+            return accepted(call.xid, RPCSEC_GSS, verifier, PROC_UNAVAIL)
         try:
             # Linux's kernel sends a void, unwrapped, to destroy a context, whatever the
             # service (net/sunrpc/auth_gss: "the spec seems a little ambiguous here");
             # libtirpc wraps it.  Both must be understood.
             bare = call.gss_procedure == DESTROY and not call.arguments
-            arguments = b"" if bare else _unprotect(context.gss, call)
+            arguments = b"" if bare else unprotect(context.gss, call)
             Decoder(arguments).done()
         except (ValueError, gss.GSSError):
-            return _accepted(call.xid, RPCSEC_GSS, verifier, GARBAGE_ARGS)
+            return accepted(call.xid, RPCSEC_GSS, verifier, GARBAGE_ARGS)
         if call.gss_procedure == DESTROY:
             with self._lock:
                 self._contexts.pop(call.handle, None)
-            return _accepted(call.xid, RPCSEC_GSS, verifier, SUCCESS)
+            return accepted(call.xid, RPCSEC_GSS, verifier, SUCCESS)
         try:
-            body = _protect(context.gss, call, b"")
+            body = protect(context.gss, call, b"")
         except gss.GSSError:
             raise Denied(RPCSEC_GSS_CTXPROBLEM) from None
-        return _accepted(call.xid, RPCSEC_GSS, verifier, SUCCESS, body)
-
-
-def _read_record(connection: socket.socket) -> bytes | None:
-    """One record of any number of fragments (RFC 5531, 11); None at the end."""
-    record = bytearray()  # bytes would copy all of it for each fragment of one byte
-    while True:
-        mark = _read(connection, 4)
-        if mark is None:
-            return None
-        (value,) = struct.unpack(">I", mark)
-        length = value & 0x7FFFFFFF
-        if len(record) + length > RECORD_LIMIT:
-            raise ValueError("a record over the limit")
-        fragment = _read(connection, length)
-        if fragment is None:
-            return None
-        record += fragment
-        if value >> 31:
-            return bytes(record)
-
-
-def _read(connection: socket.socket, length: int) -> bytes | None:
-    data = b""
-    while len(data) < length:
-        piece = connection.recv(min(length - len(data), 1 << 16))
-        if not piece:
-            return None
-        data += piece
-    return data
-
-
-def _decode_credential(
-    credential: bytes,
-    xid: bytes,
-    procedure: int,
-    verifier_flavor: int,
-    verifier: bytes,
-    signed: bytes,
-    arguments: bytes,
-) -> Call:
-    """rpc_gss_cred_t (RFC 2203, 5)."""
-    decoder = Decoder(credential)
-    try:
-        version = decoder.unsigned()
-        gss_procedure, sequence, service = decoder.unsigned(), decoder.unsigned(), decoder.unsigned()
-        handle = decoder.variable()
-        decoder.done()
-    except ValueError:
-        raise Denied(AUTH_BADCRED) from None
-    # Sequence number and service are to be ignored while a context is created (5.2.2).
-    known_service = service in (NONE, INTEGRITY, PRIVACY) or gss_procedure in (INIT, CONTINUE_INIT)
-    if version != 1 or gss_procedure not in (DATA, INIT, CONTINUE_INIT, DESTROY) or not known_service:
-        raise Denied(AUTH_BADCRED)
-    return Call(
-        xid, procedure, gss_procedure, sequence, service, handle, verifier_flavor, verifier, signed, arguments
-    )
-
-
-def _unprotect(context: Any, call: Call) -> bytes:
-    """The call's arguments out of their service's wrapping (RFC 2203, 5.3.2)."""
-    if call.service == NONE:
-        return call.arguments
-    decoder = Decoder(call.arguments)
-    body = decoder.variable()
-    if call.service == INTEGRITY:
-        gss.verify_mic(context, body, decoder.variable())
-    else:
-        unwrapped = gss.unwrap(context, body)
-        if not unwrapped.encrypted:
-            raise ValueError("not encrypted")
-        body = unwrapped.message
-    decoder.done()
-    inner = Decoder(body)
-    if inner.unsigned() != call.sequence:
-        raise ValueError("another sequence number inside")
-    return body[4:]
-
-
-def _protect(context: Any, call: Call, result: bytes) -> bytes:
-    """A result in its service's wrapping."""
-    if call.service == NONE:
-        return result
-    body = struct.pack(">I", call.sequence) + result
-    if call.service == INTEGRITY:
-        return xdr(body) + xdr(gss.get_mic(context, body))
-    return xdr(gss.wrap(context, body).message)
-
-
-def _accepted(xid: bytes, flavor: int, verifier: bytes, accept_stat: int, rest: bytes = b"") -> bytes:
-    return (
-        xid
-        + struct.pack(">III", REPLY, MSG_ACCEPTED, flavor)
-        + xdr(verifier)
-        + struct.pack(">I", accept_stat)
-        + rest
-    )
+        return accepted(call.xid, RPCSEC_GSS, verifier, SUCCESS, body)
 
 
 @click.command()

@@ -95,10 +95,10 @@ def show(site: Site, upcalls: Upcalls, who: str, uid: int, callout: str) -> bool
         say("\nThe key in /proc/keys:")
         say(f"  {shell.run(f'grep {key:08x} /proc/keys')}")
 
-        say(f"\nIts payload ($ keyctl pipe {key} | python3 -m lgss_keyring.formats.payload -):")
+        say(f"\nIts payload ($ keyctl pipe {key} | python3 -m lgss_keyring.cli.payload -):")
         hexadecimal = shell.run(f"keyctl pipe {key} | od -An -v -tx1 | tr -d ' \\n'; echo")
         printed = subprocess.run(
-            [sys.executable, "-m", "lgss_keyring.formats.payload", "-"],
+            [sys.executable, "-m", "lgss_keyring.cli.payload", "-"],
             input=hexadecimal,
             capture_output=True,
             text=True,

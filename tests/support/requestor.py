@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import keyutils
-
 from lgss_keyring.front import keyctl
+from tests.support import keyutils
 
 PLACEHOLDER = b"\0"
 patience = 5.0
@@ -51,7 +50,7 @@ def ask(description: str, callout: str | bytes, wait: float, key_type: str = "us
     raw = callout.encode() if isinstance(callout, str) else callout
     started = time.monotonic()
     try:
-        key = keyctl.request_key(
+        key = keyutils.request_key(
             key_type.encode(), description.encode(), raw, keyctl.KEY_SPEC_SESSION_KEYRING
         )
     except OSError as error:

@@ -9,24 +9,25 @@ import pytest
 
 from lgss_keyring.formats import config
 from lgss_keyring.formats.errors import ConfigError
+from lgss_keyring.system import config_file
 
 
 def load(tmp_path: Path, text: str, mode: int = 0o644) -> config.Config:
     path = tmp_path / "config.toml"
     path.write_text(text)
     path.chmod(mode)
-    return config.load(str(path))
+    return config_file.load(str(path))
 
 
 def test_defaults_need_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(config, "DEFAULT_PATH", str(tmp_path / "none"))
-    assert config.load() == config.Config()
-    assert config.load().krb5.keytab == "/etc/krb5.keytab"
+    monkeypatch.setattr(config_file, "DEFAULT_PATH", str(tmp_path / "none"))
+    assert config_file.load() == config.Config()
+    assert config_file.load().krb5.keytab == "/etc/krb5.keytab"
 
 
 def test_a_named_file_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
-        config.load(str(tmp_path / "none"))
+        config_file.load(str(tmp_path / "none"))
 
 
 def test_every_section(tmp_path: Path) -> None:
@@ -83,19 +84,19 @@ def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
     path.write_text("")
     os.chown(path, 61234, 61234)
     with pytest.raises(ConfigError, match="others may write"):
-        config.load(str(path))
+        config_file.load(str(path))
 
 
 def test_only_regular_files_of_a_sane_size(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(ConfigError, match="no regular file"):
-        config.load(str(tmp_path / "fifo"))
+        config_file.load(str(tmp_path / "fifo"))
     with pytest.raises(ConfigError, match="no regular file"):
-        load(tmp_path, "#" * (config.SIZE_LIMIT + 1))
+        load(tmp_path, "#" * (config_file.SIZE_LIMIT + 1))
 
 
 def test_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(b"# \xff")
     with pytest.raises(ConfigError, match="not UTF-8 at byte 2"):
-        config.load(str(path))
+        config_file.load(str(path))

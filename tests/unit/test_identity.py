@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from lgss_keyring.formats.errors import ConfigError, LgssError
-from lgss_keyring.monitor import service
-from lgss_keyring.monitor.privsep import Line
-from lgss_keyring.worker import identity
+from lgss_keyring.worker import identity, work
+from lgss_keyring.worker.monitor_connection import MonitorConnection
 
 UID = 61234
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody")
@@ -146,8 +145,8 @@ def test_file_about_names_that_cannot_be_read_is_told_of(monkeypatch: pytest.Mon
     monkeypatch.setattr(identity, "AS_IT_IS", "/nonexistent")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        line = Line(theirs)
+        connection = MonitorConnection(theirs)
         with pytest.raises(ConfigError, match="cannot read /nonexistent"):
-            service._check_names(line, inside=False)
-        service._check_names(line, inside=True)
+            work._check_names(connection, inside=False)
+        work._check_names(connection, inside=True)
         assert b"that mount namespace decides" in ours.recv(1000)

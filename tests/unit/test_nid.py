@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from lgss_keyring.formats.config import Config, Names
 from lgss_keyring.formats.errors import ResolutionError
-from lgss_keyring.worker.nid import TYPES, Nid, host_name, ip_address, own_host_name, own_name, service_name
+from lgss_keyring.formats.nid import TYPES, Nid, ip_address
+from lgss_keyring.worker.names import host_name, own_host_name, own_name, service_name
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from typing import Any
 
-import keyutils
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from lgss_keyring.formats import payload
 from lgss_keyring.formats.errors import PayloadError
 from lgss_keyring.formats.payload import ContextPayload, FailurePayload, Krb5Context, unpack
 from lgss_keyring.front import keyctl
+from tests.support import keyutils
 
 from .vectors import load
 
@@ -133,7 +133,7 @@ def test_malformed_contexts(changes: dict[str, int]) -> None:
 
 def show(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "lgss_keyring.formats.payload", *arguments],
+        [sys.executable, "-m", "lgss_keyring.cli.payload", *arguments],
         input=stdin,
         capture_output=True,
         check=False,

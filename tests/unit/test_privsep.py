@@ -13,12 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lgss_keyring.formats import payload
+from lgss_keyring.formats import payload, worker_messages
 from lgss_keyring.formats.errors import LgssError
-from lgss_keyring.monitor import privsep
-from lgss_keyring.monitor.privsep import Answer, Line, ProtocolError, Worker
-from lgss_keyring.worker.channel.lustre import Carrier
-from lgss_keyring.worker.negotiation import Established, Failed
+from lgss_keyring.formats.outcome import Answer, Established, Failed
+from lgss_keyring.formats.worker_messages import ProtocolError
+from lgss_keyring.monitor import worker_process
+from lgss_keyring.monitor.init_channel import InitChannelWriter
+from lgss_keyring.monitor.worker_process import WorkerProcess
+from lgss_keyring.worker import monitor_connection
+from lgss_keyring.worker.monitor_connection import MonitorConnection
 from tests.support import peers
 
 ESTABLISHED = Established(128, b"handle", b"context", 2_000_000_000, "alice@LGSS.TEST")
@@ -31,7 +34,7 @@ def ignore(level: str, text: str) -> None:
     pass
 
 
-def wait(worker: Worker, seconds: float = 5.0) -> Answer:
+def wait(worker: WorkerProcess, seconds: float = 5.0) -> Answer:
     return worker.wait(time.monotonic() + seconds, f"{seconds:g} s", "[upcall] timeout", ignore)
 
 
@@ -39,7 +42,7 @@ def test_hidden_worker_is_alone_and_takes_all_it_started_along() -> None:
     """And the process that made it can start threads as before."""
     held, kept = os.pipe()
 
-    def work(line: Line) -> Established:
+    def work(line: MonitorConnection) -> Established:
         if os.fork() == 0:
             time.sleep(600)
         os.close(kept)
@@ -50,7 +53,7 @@ def test_hidden_worker_is_alone_and_takes_all_it_started_along() -> None:
         return ESTABLISHED
 
     parent = os.getpid()
-    worker = Worker(work, hidden=True)
+    worker = WorkerProcess(work, hidden=True)
     os.close(kept)
     thread = threading.Thread(target=lambda: None)
     thread.start()
@@ -79,7 +82,7 @@ def test_shortage_is_told_as_such() -> None:
 
 
 def test_established_comes_back_as_a_payload() -> None:
-    answer = privsep.unpack(privsep.pack_outcome(ESTABLISHED))
+    answer = worker_messages.unpack(worker_messages.pack_outcome(ESTABLISHED))
     assert isinstance(answer, Answer)
     assert payload.unpack(answer.payload) == payload.ContextPayload(128, b"handle", b"context")
     assert (answer.endtime, answer.initiator, answer.failure) == (2_000_000_000, "alice@LGSS.TEST", None)
@@ -88,7 +91,7 @@ def test_established_comes_back_as_a_payload() -> None:
 @given(st.integers(1, 4095), st.integers(0, 2**32 - 1), texts, texts, texts)
 def test_failed_comes_back_whole(number: int, major: int, kind: str, reason: str, hint: str) -> None:
     failed = Failed(number, major, kind, reason, hint)
-    answer = privsep.unpack(privsep.pack_outcome(failed))
+    answer = worker_messages.unpack(worker_messages.pack_outcome(failed))
     assert isinstance(answer, Answer)
     assert answer.failure == failed
     assert payload.unpack(answer.payload) == payload.FailurePayload(number, major)
@@ -96,13 +99,13 @@ def test_failed_comes_back_whole(number: int, major: int, kind: str, reason: str
 
 @given(st.sampled_from(["debug", "info", "warning"]), texts)
 def test_steps_come_back(level: str, text: str) -> None:
-    assert privsep.unpack(privsep.pack_step(level, text)) == (level, text)
+    assert worker_messages.unpack(worker_messages.pack_step(level, text)) == (level, text)
 
 
-@given(st.binary(max_size=privsep.MESSAGE_LIMIT))
+@given(st.binary(max_size=worker_messages.MESSAGE_LIMIT))
 def test_any_bytes_are_a_message_or_a_protocol_error(data: bytes) -> None:
     try:
-        privsep.unpack(data)
+        worker_messages.unpack(data)
     except ProtocolError:
         pass
 
@@ -112,12 +115,12 @@ def test_any_bytes_are_a_message_or_a_protocol_error(data: bytes) -> None:
 def test_damaged_messages_never_pass_on_what_is_not_a_payload(
     outcome: Established | Failed, data: st.DataObject
 ) -> None:
-    message = bytearray(privsep.pack_outcome(outcome))
+    message = bytearray(worker_messages.pack_outcome(outcome))
     at = data.draw(st.integers(0, len(message) - 1))
     message[at] ^= data.draw(st.integers(1, 255))
     cut = data.draw(st.integers(0, len(message)))
     try:
-        answer = privsep.unpack(bytes(message[:cut]))
+        answer = worker_messages.unpack(bytes(message[:cut]))
     except ProtocolError:
         return
     if isinstance(answer, Answer):
@@ -126,26 +129,26 @@ def test_damaged_messages_never_pass_on_what_is_not_a_payload(
 
 def test_a_failure_payload_cannot_be_called_a_context() -> None:
     packed = payload.FailurePayload(errno.EACCES, 0).pack()
-    message = privsep._ESTABLISHED.pack(b"E", 2_000_000_000, len(packed)) + packed
+    message = worker_messages._ESTABLISHED.pack(b"E", 2_000_000_000, len(packed)) + packed
     with pytest.raises(ProtocolError):
-        privsep.unpack(message)
+        worker_messages.unpack(message)
 
 
 @pytest.mark.parametrize("number", [0, 4096, 2**32 - 1])
 def test_errno_must_be_one(number: int) -> None:
     with pytest.raises(ProtocolError):
-        privsep.unpack(privsep._FAILED.pack(b"F", number, 0) + b"a\0b\0c")
+        worker_messages.unpack(worker_messages._FAILED.pack(b"F", number, 0) + b"a\0b\0c")
 
 
 def test_worker_answers_and_is_waited_for() -> None:
     steps: list[tuple[str, str]] = []
 
-    def work(line: Line) -> Established | Failed:
+    def work(line: MonitorConnection) -> Established | Failed:
         line.report("debug", f"in another process than {os.getppid()}")
         line.report("warning", "second")
         return ESTABLISHED
 
-    worker = Worker(work)
+    worker = WorkerProcess(work)
     pid = worker.pid
     answer = worker.wait(time.monotonic() + 5, "5 s", "x", lambda level, text: steps.append((level, text)))
     assert answer.failure is None
@@ -155,22 +158,22 @@ def test_worker_answers_and_is_waited_for() -> None:
 
 
 def test_exception_in_the_worker_is_a_failure() -> None:
-    def work(line: Line) -> Established | Failed:
+    def work(line: MonitorConnection) -> Established | Failed:
         raise RuntimeError("what now")
 
-    answer = wait(Worker(work))
+    answer = wait(WorkerProcess(work))
     assert answer.failure is not None
     assert (answer.failure.kind, answer.failure.errno) == ("internal", errno.EIO)
     assert "RuntimeError: what now" in answer.failure.reason
 
 
 def test_silent_worker_is_killed_at_the_deadline_and_the_limit_named() -> None:
-    def work(line: Line) -> Established | Failed:
+    def work(line: MonitorConnection) -> Established | Failed:
         line.report("debug", "asking the KDC")
         time.sleep(60)
         return ESTABLISHED
 
-    worker = Worker(work)
+    worker = WorkerProcess(work)
     pid = worker.pid
     started = time.monotonic()
     answer = worker.wait(started + 0.3, "0.3 s", "[upcall] timeout", ignore)
@@ -183,35 +186,35 @@ def test_silent_worker_is_killed_at_the_deadline_and_the_limit_named() -> None:
 
 
 def test_killed_worker_is_an_error_at_once() -> None:
-    def work(line: Line) -> Established | Failed:
+    def work(line: MonitorConnection) -> Established | Failed:
         os.kill(os.getpid(), signal.SIGKILL)
         return ESTABLISHED
 
     started = time.monotonic()
-    answer = wait(Worker(work))
+    answer = wait(WorkerProcess(work))
     assert time.monotonic() - started < 2
     assert answer.failure is not None and answer.failure.kind == "worker-died"
     assert "signal 9" in answer.failure.reason
 
 
-def _hostile(messages: list[bytes], carrier: Carrier | None = None) -> Worker:
+def _hostile(messages: list[bytes], writer: InitChannelWriter | None = None) -> WorkerProcess:
     """A worker that says what it likes, over the very socket it was given."""
 
-    class Hostile(Worker):
+    class Hostile(WorkerProcess):
         pass
 
-    original = privsep._serve
+    original = monitor_connection.serve
 
-    def serve(theirs: object, work: object) -> None:
+    def serve(end: socket.socket, work: object) -> None:
         for message in messages:
-            theirs.send(message)  # type: ignore[attr-defined]
+            end.send(message)
         time.sleep(60)
 
-    privsep._serve = serve
+    monitor_connection.serve = serve
     try:
-        return Hostile(lambda line: ESTABLISHED, carrier)
+        return Hostile(lambda line: ESTABLISHED, writer)
     finally:
-        privsep._serve = original
+        monitor_connection.serve = original
 
 
 @pytest.mark.parametrize(
@@ -220,22 +223,22 @@ def _hostile(messages: list[bytes], carrier: Carrier | None = None) -> Worker:
         [b"X"],
         [b"S"],
         [b"Sx" + b"unknown level"],
-        [b"Sd" + bytes(privsep.TEXT_LIMIT + 1)],
-        [b"E" + bytes(privsep.MESSAGE_LIMIT)],
-        [b"E" + bytes(privsep.MESSAGE_LIMIT + 100)],
+        [b"Sd" + bytes(worker_messages.TEXT_LIMIT + 1)],
+        [b"E" + bytes(worker_messages.MESSAGE_LIMIT)],
+        [b"E" + bytes(worker_messages.MESSAGE_LIMIT + 100)],
         [b"F\1\0\0\0\0\0\0\0one\0two"],
-        [b"Sdstep"] * (privsep.STEP_LIMIT + 1),
-        [privsep.pack_group(7), b"Ttoken"],
-        [b"Sdstep", privsep.pack_group(0)],
-        [privsep.pack_group(7), privsep.pack_group(0)],
+        [b"Sdstep"] * (worker_messages.STEP_LIMIT + 1),
+        [worker_messages.pack_group(7), b"Ttoken"],
+        [b"Sdstep", worker_messages.pack_group(0)],
+        [worker_messages.pack_group(7), worker_messages.pack_group(0)],
         [b"Gxy"],
-        [b"T" + bytes(privsep.TOKEN_LIMIT + 1)],
+        [b"T" + bytes(worker_messages.TOKEN_LIMIT + 1)],
         [b"R" + bytes(8)],
         [b""],
     ],
     ids=[
         "kind", "empty", "level", "long-step", "bad-context", "over-long", "two-texts", "flood",
-        "no-carrier", "late-group", "second-group", "short-group", "long-token", "reply", "nothing",
+        "no-writer", "late-group", "second-group", "short-group", "long-token", "reply", "nothing",
     ],
 )  # fmt: skip
 def test_hostile_worker_is_ended_with_an_error(messages: list[bytes]) -> None:
@@ -250,11 +253,11 @@ def test_hostile_worker_is_ended_with_an_error(messages: list[bytes]) -> None:
 
 def test_only_the_first_answer_counts() -> None:
     other = Failed(errno.EIO, 0, "late", "a second answer", "")
-    answer = wait(_hostile([privsep.pack_outcome(FAILED), privsep.pack_outcome(other)]))
+    answer = wait(_hostile([worker_messages.pack_outcome(FAILED), worker_messages.pack_outcome(other)]))
     assert answer.failure == FAILED
 
 
-class Fake(Carrier):
+class Fake(InitChannelWriter):
     """Stands for Lustre's kernel, which needs one: remembers, and answers when told."""
 
     def __init__(self, result: tuple[int, bytes] | OSError = (0, b"reply"), delay: float = 0.0) -> None:
@@ -270,7 +273,7 @@ class Fake(Carrier):
         os.close(done)
 
 
-def carried(line: Line) -> Established | Failed:
+def carried(line: MonitorConnection) -> Established | Failed:
     line.group(1234)
     line.report("debug", "before")
     status, reply = line.carry(b"token")
@@ -278,27 +281,27 @@ def carried(line: Line) -> Established | Failed:
 
 
 def test_token_is_carried_and_its_answer_told() -> None:
-    carrier = Fake((-errno.ETIMEDOUT, bytes(8192)))
-    answer = wait(Worker(carried, carrier))
+    writer = Fake((-errno.ETIMEDOUT, bytes(8192)))
+    answer = wait(WorkerProcess(carried, writer))
     assert answer.failure is not None and answer.failure.reason == f"-110 {bytes(8192)!r}"[:1000]
-    assert carrier.got == [(1234, b"token")]
+    assert writer.got == [(1234, b"token")]
 
 
 def test_failed_write_is_told_as_an_error() -> None:
-    answer = wait(Worker(carried, Fake(OSError(errno.ENODEV, "No such device"))))
+    answer = wait(WorkerProcess(carried, Fake(OSError(errno.ENODEV, "No such device"))))
     assert answer.failure is not None
     assert (answer.failure.kind, answer.failure.errno) == ("init-channel", errno.ENODEV)
 
 
 def test_time_of_the_server_is_not_the_negotiations() -> None:
-    worker = Worker(carried, Fake(delay=0.8))
+    worker = WorkerProcess(carried, Fake(delay=0.8))
     answer = wait(worker, 0.5)
     assert answer.failure is not None and answer.failure.kind == "told"
 
 
 def test_stuck_write_ends_at_its_own_limit() -> None:
     started = time.monotonic()
-    answer = wait(Worker(carried, Fake(delay=3)))
+    answer = wait(WorkerProcess(carried, Fake(delay=3)))
     assert time.monotonic() - started < 2
     assert answer.failure is not None and answer.failure.kind == "limit"
     assert "[lustre] reply_timeout" in answer.failure.hint
@@ -308,17 +311,17 @@ def test_stuck_write_ends_at_its_own_limit() -> None:
     "messages",
     [
         [b"Ttoken"],
-        [privsep.pack_group(7), b"Ttoken", b"Ttoken"],
-        [privsep.pack_group(7), b"Ttoken", privsep.pack_outcome(ESTABLISHED)],
-        [privsep.pack_group(7), b"T"],
+        [worker_messages.pack_group(7), b"Ttoken", b"Ttoken"],
+        [worker_messages.pack_group(7), b"Ttoken", worker_messages.pack_outcome(ESTABLISHED)],
+        [worker_messages.pack_group(7), b"T"],
     ],
     ids=["before-the-group", "second-token", "answer-at-once", "empty"],
 )
-def test_hostile_worker_with_a_carrier(messages: list[bytes]) -> None:
-    carrier = Fake(delay=0.2)
-    answer = wait(_hostile(messages, carrier))
+def test_hostile_worker_with_init_channel(messages: list[bytes]) -> None:
+    writer = Fake(delay=0.2)
+    answer = wait(_hostile(messages, writer))
     assert answer.failure is not None and answer.failure.kind == "worker-protocol"
-    assert len(carrier.got) <= 1
+    assert len(writer.got) <= 1
 
 
 def test_worker_that_dies_while_its_token_is_carried() -> None:
@@ -326,11 +329,11 @@ def test_worker_that_dies_while_its_token_is_carried() -> None:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
-    def dying(line: Line) -> Established | Failed:
+    def dying(line: MonitorConnection) -> Established | Failed:
         kill_after(0.1)
         return carried(line)
 
-    answer = wait(Worker(dying, Fake(delay=0.9)))
+    answer = wait(WorkerProcess(dying, Fake(delay=0.9)))
     assert answer.failure is not None and answer.failure.kind == "worker-died"
     assert "signal 14" in answer.failure.reason
 
@@ -341,8 +344,8 @@ alphabet = st.one_of(
     st.binary(max_size=60).map(lambda body: b"Sd" + body),
     st.binary(max_size=60).map(lambda body: b"E" + body),
     st.binary(max_size=60).map(lambda body: b"F" + body),
-    st.integers(0, 2**32 - 1).map(privsep.pack_group),
-    st.sampled_from([privsep.pack_outcome(ESTABLISHED), privsep.pack_outcome(FAILED)]),
+    st.integers(0, 2**32 - 1).map(worker_messages.pack_group),
+    st.sampled_from([worker_messages.pack_outcome(ESTABLISHED), worker_messages.pack_outcome(FAILED)]),
 )
 
 
@@ -350,12 +353,12 @@ alphabet = st.one_of(
 @given(st.lists(alphabet, max_size=8))
 def test_monitor_survives_any_peer(messages: list[bytes]) -> None:
     """It ends with one answer whose payload is a payload, and the worker is gone."""
-    carrier = Fake()
-    worker = _hostile(messages, carrier)
+    writer = Fake()
+    worker = _hostile(messages, writer)
     pid = worker.pid
     answer = worker.wait(time.monotonic() + 0.1, "0.1 s", "x", ignore)
     payload.unpack(answer.payload)
-    assert all(gid == carrier.got[0][0] for gid, _ in carrier.got)
+    assert all(gid == writer.got[0][0] for gid, _ in writer.got)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
@@ -364,21 +367,21 @@ def test_descriptors_that_linger_hold_nobody_up() -> None:
     """A socket with unsent data and SO_LINGER, sent along with a message: who receives it
     waits when it is dropped, unless the kernel refuses it or an alarm rings."""
 
-    def serve(theirs: socket.socket, work: object) -> None:
+    def serve(end: socket.socket, work: object) -> None:
         sender, _listener = peers.lingering(20)
         try:
-            socket.send_fds(theirs, [b"Sdstep"], [sender.fileno()])
+            socket.send_fds(end, [b"Sdstep"], [sender.fileno()])
         except OSError:
-            theirs.send(b"Sdrefused")
+            end.send(b"Sdrefused")
         sender.close()
         time.sleep(60)
 
-    original = privsep._serve
-    privsep._serve = serve
+    original = monitor_connection.serve
+    monitor_connection.serve = serve
     try:
-        worker = Worker(lambda line: ESTABLISHED)
+        worker = WorkerProcess(lambda line: ESTABLISHED)
     finally:
-        privsep._serve = original
+        monitor_connection.serve = original
     started = time.monotonic()
     answer = wait(worker, 1.0)
     assert time.monotonic() - started < 3
@@ -386,17 +389,17 @@ def test_descriptors_that_linger_hold_nobody_up() -> None:
 
 
 def test_alarm_rings_where_nothing_else_notices() -> None:
-    with privsep._Alarm() as alarm, pytest.raises(LgssError, match="beyond the deadline"):
+    with worker_process._Alarm() as alarm, pytest.raises(LgssError, match="beyond the deadline"):
         alarm.at(time.monotonic() + 0.1)
         time.sleep(5)
-    assert not isinstance(getattr(signal.getsignal(signal.SIGALRM), "__self__", None), privsep._Alarm)
+    assert not isinstance(getattr(signal.getsignal(signal.SIGALRM), "__self__", None), worker_process._Alarm)
 
 
 def test_alarm_takes_no_answer_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine the worker's end takes its time."""
-    monkeypatch.setattr(privsep, "DYING_SECONDS", 0.05)
+    monkeypatch.setattr(worker_process, "DYING_SECONDS", 0.05)
 
-    class Slow(Worker):
+    class Slow(WorkerProcess):
         def _end(self) -> None:
             end = time.monotonic() + 0.3
             while time.monotonic() < end:
@@ -409,32 +412,32 @@ def test_alarm_takes_no_answer_away(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_worker_that_ends_with_an_answer_unread() -> None:
     """The socket says ECONNRESET then."""
 
-    def dying(line: Line) -> Established | Failed:
+    def dying(line: MonitorConnection) -> Established | Failed:
         line.group(7)
         line._socket.send(b"Ttoken")
         time.sleep(0.4)
         os._exit(3)
 
-    answer = wait(Worker(dying, Fake(delay=0.1)))
+    answer = wait(WorkerProcess(dying, Fake(delay=0.1)))
     assert answer.failure is not None and answer.failure.kind == "worker-died"
     assert "exit status 3" in answer.failure.reason
 
 
 def test_outcome_that_fits_no_message_is_a_failure() -> None:
     huge = Established(128, b"handle", bytes(100_000), 2_000_000_000, "alice")
-    answer = wait(Worker(lambda line: huge))
+    answer = wait(WorkerProcess(lambda line: huge))
     assert answer.failure is not None and answer.failure.kind == "payload"
 
 
 def test_tokens_do_not_add_up_to_hours() -> None:
-    def many(line: Line) -> Established | Failed:
+    def many(line: MonitorConnection) -> Established | Failed:
         line.group(7)
         for _ in range(20):
             line.carry(b"token")
         return ESTABLISHED
 
-    carrier = Fake(delay=0.6)
+    writer = Fake(delay=0.6)
     started = time.monotonic()
-    answer = wait(Worker(many, carrier))
+    answer = wait(WorkerProcess(many, writer))
     assert time.monotonic() - started < 4
     assert answer.failure is not None and answer.failure.kind == "limit"

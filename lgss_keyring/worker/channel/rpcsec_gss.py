@@ -22,7 +22,7 @@ import struct
 import time
 
 from lgss_keyring.formats.errors import ChannelError
-from lgss_keyring.worker import nid
+from lgss_keyring.formats.nid import Nid, ip_address
 from lgss_keyring.worker.channel import Reply
 
 TYPE_CHECKING = False
@@ -75,7 +75,7 @@ def open_channel(request: UpcallRequest, config: Config, carry: Carry) -> Rpcsec
     """The channel to the NID of ``request``; raises ResolutionError.  Root is not needed
     for it, nor ``carry``."""
     rpc = config.rpcsec_gss
-    address = nid.ip_address(nid.Nid.from_int(request.target_nid))
+    address = ip_address(Nid.from_int(request.target_nid))
     return RpcsecGssChannel(
         address, rpc.port, rpc.program, rpc.version, rpc.connect_timeout, rpc.reply_timeout
     )

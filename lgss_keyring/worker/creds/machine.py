@@ -31,7 +31,7 @@ from lgss_keyring.formats.config import ContainerKrb5
 from lgss_keyring.formats.errors import CredentialError, LgssError
 from lgss_keyring.worker import gss_library as _gss
 from lgss_keyring.worker import krb5_library as _krb5
-from lgss_keyring.worker import nid
+from lgss_keyring.worker import names
 from lgss_keyring.worker.creds import Credential
 
 TYPE_CHECKING = False
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
-    from lgss_keyring.system.log import Report
+    from lgss_keyring.formats.outcome import Report
 
 # First components of principals, by flag; lustre_mgs from a cache only.
 COMPONENTS = {"r": (b"lustre_root", b"host", b"lustre_role"), "m": (b"lustre_mds",), "o": (b"lustre_oss",)}
@@ -126,7 +126,7 @@ class Fit:
     def _own_host(self) -> bytes:
         if self._host is None:
             own = self._request.self_nid
-            self._host = nid.own_name(own, self._config).lower().encode("ascii", "replace")
+            self._host = names.own_name(own, self._config).lower().encode("ascii", "replace")
         return self._host
 
     def __str__(self) -> str:

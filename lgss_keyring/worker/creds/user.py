@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
-    from lgss_keyring.system.log import Report
+    from lgss_keyring.formats.outcome import Report
     from lgss_keyring.worker import krb5_library as _krb5
 
 FALLBACK = ("/tmp", "/run/user/{uid}")  # noqa: S108

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
-    from lgss_keyring.system.log import Report
+    from lgss_keyring.formats.outcome import Report
 
     class Initiator(Protocol):
         """One side of one context under negotiation (RFC 2743, 2.2.1)."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
-    from lgss_keyring.system.log import Report
+    from lgss_keyring.formats.outcome import Report
     from lgss_keyring.worker.creds import Credential
 
 INITIATOR = 1

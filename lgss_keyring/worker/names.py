@@ -1,4 +1,4 @@
-"""LNet NIDs, host names and service names (PROTOCOL 3 and 4)."""
+"""Host names and service names (PROTOCOL 3 and 4), by tables, resolvers and programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import socket
 
 from lgss_keyring.formats.errors import ResolutionError
-from lgss_keyring.formats.record import Record
+from lgss_keyring.formats.nid import LO, PTL4, Nid, ip_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,84 +17,8 @@ if TYPE_CHECKING:
 
     from lgss_keyring.formats.config import Config, Names
 
-LO = 9
-PTL4 = 15
-# Networks whose addresses are IPv4.
-IPV4_TYPES = {2: "tcp", 5: "o2ib", 16: "kfi", 18: "efa"}
-TYPES = {**IPV4_TYPES, LO: "lo", 13: "gni", PTL4: "ptl4"}
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
 SERVICES = ("lustre_mgs", "lustre_mds", "lustre_oss")
-
-
-class Nid(Record):
-    """A NID: u32 address, and the network's u16 type and u16 number."""
-
-    address: int
-    network_type: int
-    network_number: int
-
-    @classmethod
-    def from_int(cls, value: int) -> Nid:
-        """From 64 bits: address in the low 32, network type << 16 | number above."""
-        return cls(value & 0xFFFFFFFF, value >> 48 & 0xFFFF, value >> 32 & 0xFFFF)
-
-    def to_int(self) -> int:
-        """The 64 bits that :meth:`from_int` takes."""
-        return self.network_type << 48 | self.network_number << 32 | self.address
-
-    @classmethod
-    def parse(cls, text: str) -> Nid:
-        """From ``192.168.1.5@tcp``, ``10.0.0.1@o2ib3`` or ``0@lo``; raises
-        ResolutionError."""
-        host, at, network = text.partition("@")
-        name = network.rstrip("0123456789")
-        if name not in TYPES.values():  # o2ib, ptl4: digits belong to the name
-            name = next((known for known in TYPES.values() if network.startswith(known)), "")
-        number = network[len(name) :] or "0"
-        kind = next((value for value, known in TYPES.items() if known == name), None)
-        if (
-            not at
-            or kind is None
-            or not (number.isascii() and number.isdecimal())
-            or len(number) > 5
-            or int(number) > 0xFFFF
-        ):
-            raise ResolutionError(f"{text[:60]!a} is not a NID")
-        if kind in IPV4_TYPES:
-            parts = host.split(".")
-            good = len(parts) == 4 and all(
-                p.isascii() and p.isdecimal() and len(p) <= 3 and int(p) < 256 for p in parts
-            )
-            address = int.from_bytes(bytes(int(part) for part in parts), "big") if good else 0
-        else:
-            good = host.isascii() and host.isdecimal() and len(host) <= 10 and int(host) < 2**32
-            address = int(host) if good else 0
-        if not good or (kind == LO and address):
-            raise ResolutionError(f"{text[:60]!a} is not a NID: its address is wrong")
-        return cls(address, kind, int(number))
-
-    def __str__(self) -> str:
-        name = TYPES.get(self.network_type, f"type{self.network_type}-")
-        if self.network_type in IPV4_TYPES:
-            host = ".".join(str(byte) for byte in self.address.to_bytes(4, "big"))
-        else:
-            host = str(self.address)
-        return f"{host}@{name}{self.network_number or ''}"
-
-
-def ip_address(nid: Nid) -> str:
-    """The IPv4 address of ``nid`` as a dotted quad, 127.0.0.1 for ``0@lo``.
-
-    Raises ResolutionError where the network's addresses are none.
-    """
-    if nid.network_type in IPV4_TYPES:
-        return ".".join(str(byte) for byte in nid.address.to_bytes(4, "big"))
-    if nid.network_type == LO and nid.address == 0:
-        return "127.0.0.1"
-    raise ResolutionError(
-        f"NID {nid} has no IP address",
-        hint=f'networks of types tcp, o2ib, kfi, efa, ptl4, lo have names; or [hosts]: "{nid}" = "NAME"',
-    )
 
 
 def host_name(nid: Nid, config: Config) -> str:

@@ -1,0 +1,72 @@
+"""How a negotiation ends, and what it tells on its way."""
+
+from __future__ import annotations
+
+import errno
+
+from lgss_keyring.formats import payload
+from lgss_keyring.formats.errors import SHORTAGE_HINT, LgssError, shortage
+from lgss_keyring.formats.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Report = Callable[[str, str], None]
+    """What a negotiation tells its steps to: a level (debug, info, warning) and a text."""
+
+
+class Established(Record):
+    """A context for the kernel: PROTOCOL 7's seq_win, handle and ctx; ``endtime`` in
+    seconds since the epoch, and the initiator's name for the log."""
+
+    seq_window: int
+    handle: bytes
+    context: bytes
+    endtime: int
+    initiator: str = ""
+
+
+class Failed(Record):
+    """Why there is none: a positive errno, a GSS major status (0: none), and the
+    words of :class:`~lgss_keyring.formats.errors.LgssError`."""
+
+    errno: int
+    major: int
+    kind: str
+    reason: str
+    hint: str = ""
+
+    @classmethod
+    def by(cls, error: BaseException) -> Failed:
+        """The outcome of an exception, foreign ones included."""
+        if isinstance(error, LgssError):
+            return cls(error.errno, error.major, error.kind, error.reason, error.hint)
+        if number := shortage(error):
+            return cls(number, 0, "resources", f"this machine is short of something: {error}", SHORTAGE_HINT)
+        return cls(
+            errno.EIO,
+            0,
+            "internal",
+            f"{type(error).__name__}: {error}",
+            "this is a defect of lgss_keyring: please report it",
+        )
+
+
+class Answer(Record):
+    """What the key gets for an outcome, and what the log is told of it.
+
+    ``payload`` is the key's next payload (PROTOCOL 7); ``endtime`` in seconds since the
+    epoch, 0 for a failure; ``failure`` None for an established context.
+    """
+
+    payload: bytes
+    endtime: int
+    initiator: str
+    failure: Failed | None
+
+    @classmethod
+    def of_failure(cls, failure: Failed) -> Answer:
+        """The answer that tells the key of ``failure``."""
+        packed = payload.FailurePayload(failure.errno, failure.major).pack()
+        return cls(packed, 0, "", failure)

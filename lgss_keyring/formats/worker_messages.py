@@ -1,0 +1,148 @@
+"""The two processes of one negotiation and what they say to each other.
+
+The *monitor* keeps root and the key; the *worker* does all that parses tickets,
+caches, tokens, names or krb5.conf, as the user.  They share one SOCK_SEQPACKET
+socketpair, chosen over a pipe because it keeps message boundaries: there is no
+stream for a hostile worker to get out of step.  The monitor holds the deadline:
+libkrb5 and resolvers cannot be told to give up, a process can be killed.
+
+A message is one byte of kind and its body, integers in host byte order.  From the worker:
+
+    G  u32 gid                                 the user's primary group: the first
+                                               message, sent while the worker is still
+                                               root and has parsed nothing
+    S  level (1 byte: d, i, w), text           a step, for the log
+    T  token                                   to be carried to the Lustre server; the
+                                               worker waits for the answer
+    E  u32 endtime, u16 length, key payload (PROTOCOL 7), initiator's name
+                                               established: the last message
+    F  u32 errno, u32 GSS major, kind NUL reason NUL hint
+                                               failed: the last message
+
+and to it, one for each T:
+
+    R  s64 status, reply buffer                what init_channel gave
+    F  as above                                the write itself failed
+
+Texts are UTF-8.  The worker of a user is to be taken for that user: the monitor
+accepts these and nothing else, bounded in size and number, and passes on a payload
+only after decoding it.  A token it cannot judge, but it goes nowhere else than to the
+one target, in the name of the one uid, of this upcall.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+
+from lgss_keyring.formats import payload
+from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.formats.outcome import Answer, Established, Failed
+from lgss_keyring.formats.record import Record
+
+MESSAGE_LIMIT = 8192
+# Tickets with authorization data from a large directory have tens of thousands of
+# bytes; libkrb5 itself stops at 64 KiB.
+TOKEN_LIMIT = 65536
+TEXT_LIMIT = 1000
+STEP_LIMIT = 64
+TOKENS_LIMIT = 24
+_LEVELS = {b"d": "debug", b"i": "info", b"w": "warning"}
+_ESTABLISHED = struct.Struct("=cIH")
+_FAILED = struct.Struct("=cII")
+_REPLY = struct.Struct("=cq")
+REPLY_LIMIT = MESSAGE_LIMIT + _REPLY.size
+
+
+class ProtocolError(LgssError):
+    """The worker said something that no worker of ours says."""
+
+    default_kind = "worker-protocol"
+    default_hint = (
+        "the process that acted for this user was tampered with, or this is a defect: please report it"
+    )
+
+
+def pack_step(level: str, text: str) -> bytes:
+    """An S message."""
+    return b"S" + level[:1].encode("ascii") + text.encode("utf-8", "replace")[:TEXT_LIMIT]
+
+
+def pack_outcome(outcome: Established | Failed) -> bytes:
+    """An E or F message."""
+    if isinstance(outcome, Established):
+        packed = payload.ContextPayload(outcome.seq_window, outcome.handle, outcome.context).pack()
+        name = outcome.initiator.encode("utf-8", "replace")[:TEXT_LIMIT]
+        return _ESTABLISHED.pack(b"E", outcome.endtime, len(packed)) + packed + name
+    texts = (outcome.kind, outcome.reason, outcome.hint)
+    cut = [text.replace("\0", "").encode("utf-8", "replace")[:TEXT_LIMIT] for text in texts]
+    return _FAILED.pack(b"F", outcome.errno, outcome.major) + b"\0".join(cut)
+
+
+def pack_group(gid: int) -> bytes:
+    """A G message."""
+    return b"G" + gid.to_bytes(4, sys.byteorder)
+
+
+class Token(Record):
+    """A T message: bytes for the Lustre server."""
+
+    token: bytes
+
+
+class Group(Record):
+    """A G message: the gid of the user's primary group."""
+
+    gid: int
+
+
+def unpack(message: bytes) -> tuple[str, str] | Token | Group | Answer:
+    """A worker's message, a step as (level, text); raises ProtocolError."""
+    try:
+        if message[:1] == b"S" and len(message) <= 2 + TEXT_LIMIT:
+            return _LEVELS[message[1:2]], message[2:].decode("utf-8", "replace")
+        if message[:1] == b"T" and 1 < len(message) <= 1 + TOKEN_LIMIT:
+            return Token(message[1:])
+        if message[:1] == b"G" and len(message) == 5:
+            return Group(int.from_bytes(message[1:], sys.byteorder))
+        if len(message) > MESSAGE_LIMIT:
+            raise ValueError("length")
+        if message[:1] == b"E":
+            _, endtime, length = _ESTABLISHED.unpack_from(message)
+            start = _ESTABLISHED.size
+            packed, name = message[start : start + length], message[start + length :]
+            if len(packed) != length or len(name) > TEXT_LIMIT:
+                raise ValueError("lengths")
+            if not isinstance(payload.unpack(packed), payload.ContextPayload):
+                raise ValueError("a failure payload called a context")
+            return Answer(packed, endtime, name.decode("utf-8", "replace"), None)
+        if message[:1] == b"F":
+            return Answer.of_failure(unpack_failed(message))
+        raise ValueError("kind")
+    except (ValueError, KeyError, struct.error, LgssError) as error:
+        raise ProtocolError(
+            f"a malformed message of {len(message)} bytes from the worker ({error})"
+        ) from error
+
+
+def unpack_failed(message: bytes) -> Failed:
+    """The outcome in an F message; raises ValueError or struct.error."""
+    _, number, major = _FAILED.unpack_from(message)
+    kind, reason, hint = message[_FAILED.size :].split(b"\0")
+    if not 0 < number < 4096 or max(len(kind), len(reason), len(hint)) > TEXT_LIMIT:
+        raise ValueError("errno or text")
+    texts = (text.decode("utf-8", "replace") for text in (kind, reason, hint))
+    return Failed(number, major, *texts)
+
+
+def pack_reply(status: int, reply: bytes) -> bytes:
+    """An R message."""
+    return _REPLY.pack(b"R", status) + reply
+
+
+def unpack_reply(message: bytes) -> tuple[int, bytes] | Failed:
+    """The monitor's answer to a token: status and reply buffer, or why the write failed;
+    raises ValueError or struct.error."""
+    if message[:1] == b"R":
+        return _REPLY.unpack_from(message)[1], message[_REPLY.size :]
+    return unpack_failed(message)

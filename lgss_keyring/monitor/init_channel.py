@@ -1,0 +1,148 @@
+"""Writing to Lustre's init_channel, as root (PROTOCOL 6), and Lustre's other parameters.
+
+The write can wait in the kernel for as long as Lustre pleases, and the monitor must
+still notice that the worker has died or that time is up.  So it is made in a thread of
+its own.  Weighed against a third process: that would have to carry the reply back
+through one more socket, and a fork of the monitor costs 2 ms; the thread starts in
+0.05.  When the monitor leaves by _exit the kernel ends the thread's wait, too.
+"""
+
+from __future__ import annotations
+
+import _thread
+import ctypes
+import errno
+import os
+import struct
+
+from lgss_keyring.formats.errors import ChannelError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lgss_keyring.formats.callout import UpcallRequest
+    from lgss_keyring.formats.config import Config
+
+ROOTS = (
+    "/sys/fs/lustre",
+    "/sys/kernel/debug/lustre",
+    "/proc/fs/lustre",
+    "/proc/lustre",
+    "/proc/sys/lustre",
+)
+"""Where Lustre's parameters are, by version; the first that has one is taken."""
+INIT_CHANNEL = "sptlrpc/gss/init_channel"
+DEBUG_LEVEL = "sptlrpc/gss/lgss_keyring/debug_level"
+
+VERSION = 2
+REPLY_SIZE = 8192
+MECHANISM_NUMBERS = {"krb5": 0, "gssnull": 1, "sk": 2}
+# u32 version, secid; char *; u32 service, uid, gid; (padding); u64, char *, u64, char *, s64 *
+_RECORD = struct.Struct("=IIQIIIxxxxQQQQQ")
+assert _RECORD.size == 72
+
+
+def find(name: str, config: Config) -> str | None:
+    """The path of the parameter ``name``, or None on a machine that has none."""
+    roots = (config.lustre.parameters,) if config.lustre.parameters else ROOTS
+    for root in roots:
+        path = f"{root}/{name}"
+        if os.path.exists(path):
+            return path
+    return None
+
+
+def debug_level(config: Config) -> int | None:
+    """Lustre's parameter debug_level, 0 to 4, or None where there is none."""
+    path = find(DEBUG_LEVEL, config)
+    try:
+        if path is None:
+            return None
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            text = os.read(descriptor, 16).strip()
+        finally:
+            os.close(descriptor)
+        return min(max(int(text), 0), 4)
+    except (OSError, ValueError):
+        return None
+
+
+class InitChannelWriter:
+    """Writes the tokens of one upcall to init_channel, one at a time.
+
+    What is written names this upcall's secid, target, uid, and the gid that the worker
+    told before it became the user: nothing else that a worker says gets into it.
+    ``timeout``, in seconds, is for those who wait for a write.  Raises ChannelError where the
+    parameter does not exist.
+    """
+
+    def __init__(self, request: UpcallRequest, config: Config) -> None:
+        path = find(INIT_CHANNEL, config)
+        if path is None:
+            raise ChannelError(
+                f"there is no Lustre parameter {INIT_CHANNEL} on this machine",
+                errno=errno.ENODEV,
+                kind="no-lustre",
+                hint="load Lustre's module ptlrpc_gss; [lustre] parameters names another directory",
+            )
+        self._path = path
+        self._secid = request.secid & 0xFFFFFFFF
+        self._uid = request.uid
+        self._service = request.lustre_service | MECHANISM_NUMBERS[request.mechanism] << 16
+        self._obd_name = ctypes.create_string_buffer(request.obd_name.encode("ascii"))
+        self.timeout = float(config.lustre.reply_timeout)
+        self._result: tuple[int, bytes] | OSError | None = None
+
+    def start(self, gid: int, token: bytes) -> int:
+        """Write ``token`` in a thread.  Returns a descriptor, the caller's, that becomes
+        readable at the end of the write."""
+        readable, writable = os.pipe()
+        self._result = None
+        _thread.start_new_thread(self._write, (gid, token, writable))
+        return readable
+
+    def _write(self, gid: int, token: bytes, done: int) -> None:
+        out = ctypes.create_string_buffer(token, len(token))
+        reply = ctypes.create_string_buffer(REPLY_SIZE)
+        status = ctypes.c_int64(-errno.EIO)
+        record = _RECORD.pack(
+            VERSION,
+            self._secid,
+            ctypes.addressof(self._obd_name),
+            self._service,
+            self._uid,
+            gid,
+            len(token),
+            ctypes.addressof(out),
+            REPLY_SIZE,
+            ctypes.addressof(reply),
+            ctypes.addressof(status),
+        )
+        try:
+            descriptor = os.open(self._path, os.O_WRONLY)
+            try:
+                written = os.write(descriptor, record)
+            finally:
+                os.close(descriptor)
+            if written != len(record):
+                raise OSError(errno.EIO, f"only {written} of {len(record)} bytes were taken")
+            self._result = (status.value, reply.raw if status.value == 0 else b"")
+        except OSError as error:
+            self._result = error
+        except BaseException as error:
+            self._result = OSError(errno.EIO, f"{type(error).__name__}: {error}")
+        finally:
+            os.close(done)
+
+    def result(self) -> tuple[int, bytes]:
+        """Status and reply buffer of the last token; raises ChannelError if the write
+        itself has failed."""
+        assert self._result is not None
+        if isinstance(self._result, OSError):
+            raise ChannelError(
+                f"cannot write to {self._path}: {self._result.strerror}",
+                errno=self._result.errno or errno.EIO,
+                kind="init-channel",
+                hint="the kernel's log may say why; is the target still mounted?",
+            ) from self._result
+        return self._result

@@ -1,0 +1,259 @@
+"""The monitor's end of a worker: its process, its messages, and the deadline.
+
+The monitor holds the deadline because libkrb5 and resolvers cannot be told to give up: a
+process can be killed.  :mod:`lgss_keyring.formats.worker_messages` has the messages.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import socket
+import time
+
+from lgss_keyring.formats import worker_messages
+from lgss_keyring.formats.errors import LgssError, LimitError
+from lgss_keyring.formats.outcome import Answer, Failed
+from lgss_keyring.worker import identity, monitor_connection
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from lgss_keyring.formats.outcome import Established, Report
+    from lgss_keyring.monitor.init_channel import InitChannelWriter
+    from lgss_keyring.worker.monitor_connection import MonitorConnection
+
+# Between the end of a process's socket and of the process.
+DYING_SECONDS = 0.2
+# What the alarm gives the ordinary ways of noticing the deadline.
+ALARM_MARGIN = 0.5
+SO_PASSRIGHTS = 83
+
+
+def refuse_descriptors(end: socket.socket) -> bool:
+    """Let nobody send descriptors to ``end``, where the kernel can (6.16; else False):
+    dropping one may wait, for a socket's SO_LINGER say, in whoever receives it."""
+    try:
+        end.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+    except OSError:
+        return False
+    return True
+
+
+class _Alarm:
+    """Interrupts whatever the main thread waits in, by LimitError, where no other way of
+    noticing the deadline has worked: a system call that a hostile peer has prolonged.
+
+    Puts the handler and the timer back that were there before.
+    """
+
+    def __init__(self) -> None:
+        self._before: Any = None
+        self.quiet = False
+        """Only interrupt, without raising."""
+
+    def __enter__(self) -> _Alarm:
+        try:
+            self._before = (
+                signal.signal(signal.SIGALRM, self._ring),
+                signal.getitimer(signal.ITIMER_REAL)[0],
+            )
+        except ValueError:
+            pass  # no main thread: a test's
+        return self
+
+    def _ring(self, *_: object) -> None:
+        if not self.quiet:
+            raise LimitError(
+                "the monitor was held up beyond the deadline",
+                hint="a very busy machine, or a user who tampers with his worker",
+            )
+
+    def at(self, deadline: float) -> None:
+        """Ring then, by time.monotonic()."""
+        if self._before is not None:
+            signal.setitimer(signal.ITIMER_REAL, max(deadline - time.monotonic(), 0.001), 0.1)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            handler, left = self._before
+            signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_REAL, left)
+
+
+class WorkerProcess:
+    """A forked worker and our end of its socketpair.
+
+    ``work(connection)`` runs in the new process, and what it returns is sent back; it
+    need not be able to import anything that is not yet imported.  ``init_channel`` carries its
+    tokens; without one a worker that sends any is not one of ours.  ``hidden`` puts it into
+    a pid namespace of its own.  Raises OSError if there can be no such process.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[MonitorConnection], Established | Failed],
+        init_channel: InitChannelWriter | None = None,
+        hidden: bool = False,
+    ) -> None:
+        self._init_channel = init_channel
+        self._tokens_written = 0
+        self._spent = 0.0
+        self._gid: int | None = None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        refuse_descriptors(ours)
+        monitor = os.getpid()
+        self.pid = identity.fork_hidden() if hidden else os.fork()
+        if self.pid == 0:
+            try:
+                identity.die_with(monitor)
+                ours.close()
+                monitor_connection.serve(theirs, work)
+            finally:
+                os._exit(0)
+        theirs.close()
+        self._socket = ours
+        self._phase = ""
+
+    def wait(self, deadline: float, limit: str, setting: str, report: Report) -> Answer:
+        """The worker's answer, or a failure that says why there is none.
+
+        ``deadline`` is of time.monotonic(); ``limit`` and ``setting`` name it for
+        the administrator.  Passes each step on to ``report``.  The worker has ended
+        and been waited for when this returns.
+        """
+        with _Alarm() as self._alarm:
+            try:
+                return self._listen(deadline, limit, setting, report)
+            except LgssError as error:
+                return Answer.of_failure(Failed.by(error))
+            finally:
+                # Closing our end may drop descriptors that the worker has sent. There is an
+                # answer now, which no alarm may take away: it only ends such a wait.
+                self._alarm.quiet = True
+                self._alarm.at(time.monotonic() + DYING_SECONDS)
+                self._end()
+
+    def _listen(self, deadline: float, limit: str, setting: str, report: Report) -> Answer:
+        steps = 0
+        while steps <= worker_messages.STEP_LIMIT:
+            self._alarm.at(deadline + ALARM_MARGIN)
+            if not self._ready(deadline):
+                raise LimitError(
+                    f"no answer within {limit}; last step: {self._phase or 'none'}",
+                    hint="a KDC or name service that does not answer is the usual cause; "
+                    f"{setting} sets this limit",
+                )
+            message = self._receive(worker_messages.TOKEN_LIMIT + 2)
+            if not message:
+                raise self._died()
+            said = worker_messages.unpack(message)
+            if isinstance(said, Answer):
+                return said
+            if isinstance(said, worker_messages.Group):
+                if steps or self._gid is not None:
+                    raise worker_messages.ProtocolError("a group where none was due from the worker")
+                self._gid = said.gid
+            elif isinstance(said, worker_messages.Token):
+                # The server's time is not the negotiation's: Lustre bounds it itself.
+                deadline += self._write(said.token)
+            else:
+                steps += 1
+                self._phase = said[1]
+                report(*said)
+        raise worker_messages.ProtocolError(f"more than {worker_messages.STEP_LIMIT} steps from the worker")
+
+    def _receive(self, length: int, flags: int = 0) -> bytes:
+        try:
+            return self._socket.recv(length, flags)
+        except ConnectionResetError:
+            return b""  # it has ended with an answer of ours unread
+
+    def _ready(self, deadline: float, other: int = -1) -> bool:
+        """Whether the worker, or ``other``, has something to read before the deadline."""
+        # poll, not select: an lgssd may have more than 1024 descriptors.
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if other >= 0:
+            poll.register(other, select.POLLIN)
+        return bool(poll.poll(max(0, deadline - time.monotonic()) * 1000))
+
+    def _write(self, token: bytes) -> float:
+        """Have ``token`` carried and the worker told; gives the seconds it took."""
+        init_channel, gid = self._init_channel, self._gid
+        if init_channel is None or gid is None or self._tokens_written >= worker_messages.TOKENS_LIMIT:
+            raise worker_messages.ProtocolError("a token where none was due from the worker")
+        self._tokens_written += 1
+        started = time.monotonic()
+        # Two tries are what a negotiation makes; more must not add up to hours.
+        allowed = min(init_channel.timeout, 2 * init_channel.timeout - self._spent)
+        self._alarm.at(started + allowed + ALARM_MARGIN)
+        done = init_channel.start(gid, token)
+        try:
+            if not self._ready(started + allowed, done):
+                raise LimitError(
+                    f"a write to init_channel did not return within {allowed:g} s",
+                    hint="the server or the mount is stuck; [lustre] reply_timeout sets this limit",
+                )
+            poll = select.poll()
+            poll.register(done, select.POLLIN)
+            if not poll.poll(0):
+                # While it waits for this answer a worker has nothing to say.
+                if not self._receive(1, socket.MSG_PEEK):
+                    raise self._died()
+                raise worker_messages.ProtocolError("a message where none was due from the worker")
+        finally:
+            os.close(done)
+        try:
+            status, reply = init_channel.result()
+            answer = worker_messages.pack_reply(status, reply)
+        except LgssError as error:
+            answer = worker_messages.pack_outcome(Failed.by(error))
+        try:
+            # Never blocks: one answer at a time fits a socket of any size.
+            self._socket.send(answer, socket.MSG_DONTWAIT)
+        except OSError as error:
+            raise worker_messages.ProtocolError(
+                f"the worker does not take its answer: {error.strerror}"
+            ) from error
+        took = time.monotonic() - started
+        self._spent += took
+        return took
+
+    def _died(self) -> LgssError:
+        # Nothing was read: that is the end of the worker, or an empty message, or the end
+        # of its socket alone. Never waited for without a bound: it may live for ever.
+        end = time.monotonic() + DYING_SECONDS
+        while (found := os.waitpid(self.pid, os.WNOHANG))[0] == 0:
+            if time.monotonic() > end:
+                return worker_messages.ProtocolError("an empty message, or a closed socket, from the worker")
+            time.sleep(0.001)
+        status = found[1]
+        self.pid = 0
+        code = os.waitstatus_to_exitcode(status)
+        how = f"signal {-code}" if code < 0 else f"exit status {code}"
+        return LgssError(
+            f"the worker ended by {how} before it answered; last step: {self._phase or 'none'}",
+            errno=errno.EIO,
+            kind="worker-died",
+            hint="somebody killed it, or memory ran out: see the kernel's log",
+        )
+
+    def _end(self) -> None:
+        self._socket.close()
+        if self.pid:
+            try:
+                os.kill(self.pid, signal.SIGKILL)
+                # Not for ever: one that waits in the kernel for a file system (FUSE, a dead
+                # server) does not end by a signal. Init takes it when we are gone.
+                end = time.monotonic() + DYING_SECONDS
+                while os.waitpid(self.pid, os.WNOHANG)[0] == 0 and time.monotonic() < end:
+                    time.sleep(0.001)
+            except (ProcessLookupError, ChildProcessError):
+                pass
+            self.pid = 0
