@@ -29,7 +29,7 @@ import struct
 import time
 
 from lgss_keyring.formats import payload, pipe
-from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.formats.errors import Kind, LgssError
 from lgss_keyring.monitor.worker_process import refuse_descriptors
 from lgss_keyring.system.log import Log
 from lgss_keyring.worker import identity
@@ -305,7 +305,7 @@ class Server:
             peer.answer(upcall.seq, self._handle(upcall, peer))
             os._exit(0)
         except Exception as error:
-            self._log.event("error", f"{type(error).__name__}: {error}", error="internal")
+            self._log.event("error", f"{type(error).__name__}: {error}", error=Kind.INTERNAL)
         finally:
             os._exit(1)
 
@@ -331,7 +331,7 @@ class Server:
 
     def _failed(self, monitor: _Monitor, number: int, why: str) -> None:
         self._log.event(
-            "error", f"request {monitor.seq} of uid {monitor.peer.uid}: {why}", error="worker-died"
+            "error", f"request {monitor.seq} of uid {monitor.peer.uid}: {why}", error=Kind.WORKER_DIED
         )
         monitor.peer.answer(monitor.seq, payload.FailurePayload(number, 0).pack())
 

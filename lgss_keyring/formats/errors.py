@@ -52,6 +52,68 @@ def shortage(error: BaseException | None) -> int:
     return 0
 
 
+class Kind:
+    """The short stable names of causes, for logs and tests; docs/errors.md explains each."""
+
+    BAD_ARGUMENTS = "bad-arguments"
+    KILLED = "killed"
+    BAD_REQUEST = "bad-request"
+    REFUSED = "refused"
+    NAMESPACE = "namespace"
+    CONFIG = "config"
+    NO_HOST_NAME = "no-host-name"
+    NAME = "name"
+    NAME_TIMEOUT = "name-timeout"
+    NO_TICKET = "no-ticket"
+    NO_CREDENTIAL = "no-credential"
+    TICKET_EXPIRED = "ticket-expired"
+    KEYTAB_MISSING = "keytab-missing"
+    KEYTAB_UNREADABLE = "keytab-unreadable"
+    NOT_IN_KEYTAB = "not-in-keytab"
+    CLIENT_UNKNOWN = "client-unknown"
+    CLIENT_REVOKED = "client-revoked"
+    CLIENT_EXPIRED = "client-expired"
+    PASSWORD_EXPIRED = "password-expired"  # noqa: S105 (no password)
+    WRONG_KEY = "wrong-key"
+    SERVICE_UNKNOWN = "service-unknown"
+    CLOCK_SKEW = "clock-skew"
+    ENCTYPE = "enctype"
+    KDC_UNREACHABLE = "kdc-unreachable"
+    MECHANISM = "mechanism"
+    MECHANISM_UNSUPPORTED = "mechanism-unsupported"
+    REFUSED_BY_ACCEPTOR = "refused-by-acceptor"
+    NO_LUSTRE = "no-lustre"
+    INIT_CHANNEL = "init-channel"
+    REFUSED_BY_SERVER = "refused-by-server"
+    RPC_FAILED = "rpc-failed"
+    ACCEPTOR_UNREACHABLE = "acceptor-unreachable"
+    ACCEPTOR_SILENT = "acceptor-silent"
+    ACCEPTOR_CLOSED = "acceptor-closed"
+    MALFORMED_REPLY = "malformed-reply"
+    RPC_REFUSED = "rpc-refused"
+    RPC_DENIED = "rpc-denied"
+    START_AGAIN = "start-again"
+    BAD_VERIFIER = "bad-verifier"
+    CHANNEL = "channel"
+    LIMIT = "limit"
+    WORKER_DIED = "worker-died"
+    WORKER_PROTOCOL = "worker-protocol"
+    RESOURCES = "resources"
+    KEY = "key"
+    UNTAKEN = "untaken"
+    INTERNAL = "internal"
+    PAYLOAD = "payload"
+    REQUEST = "request"
+    UPCALL = "upcall"
+    CONTEXT = "context"
+    FLAVOR = "flavor"
+    POLICY = "policy"
+    REPLAY = "replay"
+    BUFFER = "buffer"
+    DESCRIPTORS = "descriptors"
+    FORK = "fork"
+
+
 class LgssError(Exception):
     """Base of all errors of this package.
 
@@ -64,7 +126,7 @@ class LgssError(Exception):
     default_errno: ClassVar[int] = errno.EIO
     default_major: ClassVar[int] = 0
     default_hint: ClassVar[str] = ""
-    default_kind: ClassVar[str] = "internal"
+    default_kind: ClassVar[str] = Kind.INTERNAL
 
     def __init__(
         self,
@@ -82,12 +144,15 @@ class LgssError(Exception):
         self.hint = self.default_hint if hint is None else hint
         self.kind = self.default_kind if kind is None else kind
 
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.hint}" if self.hint else self.reason
+
 
 class RequestError(LgssError):
     """The request itself is malformed: arguments, callout info, description."""
 
     default_errno = errno.EINVAL
-    default_kind = "bad-request"
+    default_kind = Kind.BAD_REQUEST
     default_hint = "nothing to repair here if no Lustre client made this request: any local user can send one"
 
 
@@ -96,21 +161,21 @@ class RefusedError(LgssError):
 
     default_errno = errno.EACCES
     default_major = GSS_S_UNAUTHORIZED
-    default_kind = "refused"
+    default_kind = Kind.REFUSED
 
 
 class ConfigError(LgssError):
     """The configuration file cannot be used."""
 
     default_errno = errno.EINVAL
-    default_kind = "config"
+    default_kind = Kind.CONFIG
 
 
 class ResolutionError(LgssError):
     """A NID or host name cannot be turned into the peer's address or name."""
 
     default_errno = errno.EHOSTUNREACH
-    default_kind = "name"
+    default_kind = Kind.NAME
 
 
 class CredentialError(LgssError):
@@ -118,7 +183,7 @@ class CredentialError(LgssError):
 
     default_errno = errno.ENOKEY
     default_major = GSS_S_NO_CRED
-    default_kind = "no-credential"
+    default_kind = Kind.NO_CREDENTIAL
 
 
 class MechanismError(LgssError):
@@ -126,31 +191,31 @@ class MechanismError(LgssError):
 
     default_errno = errno.EACCES
     default_major = GSS_S_FAILURE
-    default_kind = "mechanism"
+    default_kind = Kind.MECHANISM
 
 
 class ChannelError(LgssError):
     """The way to the acceptor failed: connection, RPC, malformed reply."""
 
     default_errno = errno.ECONNREFUSED
-    default_kind = "channel"
+    default_kind = Kind.CHANNEL
 
 
 class PayloadError(LgssError):
     """Bytes that are not a valid key payload or context."""
 
     default_errno = errno.EBADMSG
-    default_kind = "payload"
+    default_kind = Kind.PAYLOAD
 
 
 class KeyOperationError(LgssError):
     """A key operation failed; ``errno`` is the kernel's."""
 
-    default_kind = "key"
+    default_kind = Kind.KEY
 
 
 class LimitError(LgssError):
     """A time limit of ours was hit; the reason names it, the hint the setting."""
 
     default_errno = errno.ETIMEDOUT
-    default_kind = "limit"
+    default_kind = Kind.LIMIT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from lgss_keyring.formats.crypto import tokens
-from lgss_keyring.formats.errors import GSS_S_BAD_QOP, LgssError
+from lgss_keyring.formats.errors import GSS_S_BAD_QOP, Kind, LgssError
 from lgss_keyring.formats.record import Record
 
 
@@ -14,7 +14,7 @@ class FlavorError(LgssError):
 
     default_errno = errno.EINVAL
     default_major = GSS_S_BAD_QOP
-    default_kind = "flavor"
+    default_kind = Kind.FLAVOR
 
 
 class Flavor(Record):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from lgss_keyring.formats import payload
-from lgss_keyring.formats.errors import SHORTAGE_HINT, LgssError, shortage
+from lgss_keyring.formats.errors import SHORTAGE_HINT, Kind, LgssError, shortage
 from lgss_keyring.formats.record import Record
 
 TYPE_CHECKING = False
@@ -43,11 +43,13 @@ class Failed(Record):
         if isinstance(error, LgssError):
             return cls(error.errno, error.major, error.kind, error.reason, error.hint)
         if number := shortage(error):
-            return cls(number, 0, "resources", f"this machine is short of something: {error}", SHORTAGE_HINT)
+            return cls(
+                number, 0, Kind.RESOURCES, f"this machine is short of something: {error}", SHORTAGE_HINT
+            )
         return cls(
             errno.EIO,
             0,
-            "internal",
+            Kind.INTERNAL,
             f"{type(error).__name__}: {error}",
             "this is a defect of lgss_keyring: please report it",
         )

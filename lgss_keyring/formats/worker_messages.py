@@ -36,7 +36,7 @@ import struct
 import sys
 
 from lgss_keyring.formats import payload
-from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.formats.errors import Kind, LgssError
 from lgss_keyring.formats.outcome import Answer, Established, Failed
 from lgss_keyring.formats.record import Record
 
@@ -57,7 +57,7 @@ REPLY_LIMIT = MESSAGE_LIMIT + _REPLY.size
 class ProtocolError(LgssError):
     """The worker said something that no worker of ours says."""
 
-    default_kind = "worker-protocol"
+    default_kind = Kind.WORKER_PROTOCOL
     default_hint = (
         "the process that acted for this user was tampered with, or this is a defect: please report it"
     )

@@ -15,7 +15,7 @@ import errno
 import os
 import struct
 
-from lgss_keyring.formats.errors import ChannelError
+from lgss_keyring.formats.errors import ChannelError, Kind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class InitChannelWriter:
             raise ChannelError(
                 f"there is no Lustre parameter {INIT_CHANNEL} on this machine",
                 errno=errno.ENODEV,
-                kind="no-lustre",
+                kind=Kind.NO_LUSTRE,
                 hint="load Lustre's module ptlrpc_gss; [lustre] parameters names another directory",
             )
         self._path = path
@@ -142,7 +142,7 @@ class InitChannelWriter:
             raise ChannelError(
                 f"cannot write to {self._path}: {self._result.strerror}",
                 errno=self._result.errno or errno.EIO,
-                kind="init-channel",
+                kind=Kind.INIT_CHANNEL,
                 hint="the kernel's log may say why; is the target still mounted?",
             ) from self._result
         return self._result

@@ -16,7 +16,7 @@ import time
 import daemon
 
 from lgss_keyring.formats import callout
-from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.formats.errors import Kind, LgssError
 from lgss_keyring.formats.outcome import Answer, Failed
 from lgss_keyring.monitor import init_channel, service
 from lgss_keyring.system import config_file, keys
@@ -148,7 +148,7 @@ def _answer(key: int, key_type: str, answer: Answer, deadline: float, log: Log) 
     if answer.failure is None and lifetime <= 0:
         answer = Answer.of_failure(
             Failed(
-                errno.EKEYEXPIRED, 0, "ticket-expired", "the context has ended already", "check the clocks"
+                errno.EKEYEXPIRED, 0, Kind.TICKET_EXPIRED, "the context has ended already", "check the clocks"
             )
         )
     failure = answer.failure
@@ -181,7 +181,9 @@ def _answer(key: int, key_type: str, answer: Answer, deadline: float, log: Log) 
         )
         return 1
     if untaken:
-        log.event("warning", f"key {key}: context of {answer.initiator} is lost: {untaken}", error="untaken")
+        log.event(
+            "warning", f"key {key}: context of {answer.initiator} is lost: {untaken}", error=Kind.UNTAKEN
+        )
         return 1
     log.event(
         "info",

@@ -14,7 +14,7 @@ import socket
 import time
 
 from lgss_keyring.formats import worker_messages
-from lgss_keyring.formats.errors import LgssError, LimitError
+from lgss_keyring.formats.errors import Kind, LgssError, LimitError
 from lgss_keyring.formats.outcome import Answer, Failed
 from lgss_keyring.worker import identity, monitor_connection
 
@@ -240,7 +240,7 @@ class WorkerProcess:
         return LgssError(
             f"the worker ended by {how} before it answered; last step: {self._phase or 'none'}",
             errno=errno.EIO,
-            kind="worker-died",
+            kind=Kind.WORKER_DIED,
             hint="somebody killed it, or memory ran out: see the kernel's log",
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.formats.errors import Kind, LgssError
 
 GRAIN = 512
 """Room is given in steps of so many bytes, as messages grow in small steps."""
@@ -14,7 +14,7 @@ class MessageBufferError(LgssError):
     """A buffer that is too small, or was freed."""
 
     default_errno = errno.EMSGSIZE
-    default_kind = "buffer"
+    default_kind = Kind.BUFFER
 
 
 class Buffer:

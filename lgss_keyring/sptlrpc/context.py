@@ -18,7 +18,7 @@ import time
 from concurrent.futures import Future
 
 from lgss_keyring.formats import payload
-from lgss_keyring.formats.errors import GSS_S_CONTEXT_EXPIRED, GSS_S_NO_CONTEXT, LgssError
+from lgss_keyring.formats.errors import GSS_S_CONTEXT_EXPIRED, GSS_S_NO_CONTEXT, Kind, LgssError
 from lgss_keyring.formats.payload import Krb5Context
 from lgss_keyring.sptlrpc.session import Session
 
@@ -47,7 +47,7 @@ class ContextError(LgssError):
 
     default_errno = errno.EKEYEXPIRED
     default_major = GSS_S_CONTEXT_EXPIRED
-    default_kind = "context"
+    default_kind = Kind.CONTEXT
 
 
 class Context:
@@ -195,7 +195,7 @@ class Context:
                 f"the upcall for uid {self.uid} failed: {os.strerror(answer.rpc_error)}",
                 errno=answer.rpc_error,
                 major=answer.gss_major,
-                kind="upcall",
+                kind=Kind.UPCALL,
                 hint="the log of lgss_keyring, or of lgssd, has the cause",
             )
         )

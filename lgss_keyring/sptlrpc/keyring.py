@@ -31,7 +31,7 @@ import time
 
 from lgss_keyring.formats import payload
 from lgss_keyring.formats.callout import format_callout
-from lgss_keyring.formats.errors import KeyOperationError, LgssError
+from lgss_keyring.formats.errors import KeyOperationError, Kind, LgssError
 from lgss_keyring.sptlrpc.context import Context, ContextError, State
 from lgss_keyring.sptlrpc.policy import Policy, group_of
 from lgss_keyring.system import keyrings, keys
@@ -163,7 +163,7 @@ class KeyringPolicy(Policy):
             except BaseException as error:
                 context.failed(LgssError(f"{type(error).__name__}: {error}"))
             if context.key and not context.cached:
-                if context.error is not None and context.error.kind == "upcall":
+                if context.error is not None and context.error.kind == Kind.UPCALL:
                     # For all who wait for this key; but expired it would take of its
                     # user's quota until the collector comes, five minutes later.
                     time.sleep(FAILURE_SHOWN)
@@ -203,7 +203,7 @@ class KeyringPolicy(Policy):
                     raise KeyOperationError(
                         f"no key {name}: {os.strerror(error.errno)}",
                         errno=error.errno,
-                        kind="request",
+                        kind=Kind.REQUEST,
                         hint="the log of lgss_keyring has the cause; ENOKEY: no request-key rule matches",
                     ) from error
             _unlink_revoked(name, context.keyrings[0])
@@ -217,7 +217,7 @@ class KeyringPolicy(Policy):
             raise KeyOperationError(
                 f"key {key} named {name} is uid {owner}'s",
                 errno=errno.EACCES,
-                kind="request",
+                kind=Kind.REQUEST,
                 hint="it is in the session keyring, which somebody else has filled: keyctl show",
             )
         context.key = key
@@ -262,7 +262,7 @@ class KeyringPolicy(Policy):
         # and lose it to this one's end.
         context.requested.wait(self._request_timeout)
         error = context.error
-        if not context.key or (error is not None and error.kind == "upcall"):
+        if not context.key or (error is not None and error.kind == Kind.UPCALL):
             return  # the upcall's own failure is for all who wait for this key: see _upcall
         thread = threading.Thread(target=self._invalidate, args=(context,), daemon=True)
         try:

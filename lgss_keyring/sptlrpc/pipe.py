@@ -16,7 +16,7 @@ import threading
 import time
 
 from lgss_keyring.formats import pipe
-from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.formats.errors import Kind, LgssError
 from lgss_keyring.sptlrpc.context import Context, ContextError
 from lgss_keyring.sptlrpc.policy import Policy, group_of
 
@@ -220,7 +220,7 @@ class PipePolicy(Policy):
 
     @staticmethod
     def _refused(why: str, number: int = errno.EPROTONOSUPPORT, hint: str | None = None) -> LgssError:
-        return ContextError(why, errno=number, hint=hint, kind="request")
+        return ContextError(why, errno=number, hint=hint, kind=Kind.REQUEST)
 
     def _connected(self) -> _Connection:
         with self._lock:

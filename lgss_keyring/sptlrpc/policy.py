@@ -9,7 +9,7 @@ import pwd
 from abc import ABC, abstractmethod
 
 from lgss_keyring.formats import flavor as flavors
-from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.formats.errors import Kind, LgssError
 from lgss_keyring.formats.flavor import Flavor
 from lgss_keyring.sptlrpc.context import Context
 from lgss_keyring.sptlrpc.sec import SecurityObject, Target
@@ -86,7 +86,7 @@ def create(name: str | None = None, config_file: str | None = None, **options: o
     chosen = name or os.environ.get(ENVIRONMENT) or load_config(config_file).sptlrpc.policy
     if chosen not in POLICIES:
         raise LgssError(
-            f"policy {chosen[:40]!a} is none of {', '.join(POLICIES)}", errno=errno.EINVAL, kind="policy"
+            f"policy {chosen[:40]!a} is none of {', '.join(POLICIES)}", errno=errno.EINVAL, kind=Kind.POLICY
         )
     module = importlib.import_module(f"{__package__}.{chosen}")
     try:
@@ -96,7 +96,7 @@ def create(name: str | None = None, config_file: str | None = None, **options: o
         raise LgssError(
             f"policy {chosen} does not have these options: {', '.join(options)}",
             errno=errno.EINVAL,
-            kind="policy",
+            kind=Kind.POLICY,
         ) from error
     return policy
 

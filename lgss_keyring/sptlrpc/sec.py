@@ -11,7 +11,7 @@ import os
 import threading
 import time
 
-from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.formats.errors import Kind, LgssError
 from lgss_keyring.formats.flavor import Flavor
 from lgss_keyring.formats.record import Record
 from lgss_keyring.sptlrpc.buffers import Buffer
@@ -29,7 +29,7 @@ REVERSE_GRACE = 30.0
 
 
 def _destroyed() -> LgssError:
-    return LgssError("the security object is destroyed", errno=errno.ESHUTDOWN, kind="context")
+    return LgssError("the security object is destroyed", errno=errno.ESHUTDOWN, kind=Kind.CONTEXT)
 
 
 class Target(Record):

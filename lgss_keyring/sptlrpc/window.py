@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from lgss_keyring.formats.errors import GSS_S_DUPLICATE_TOKEN, GSS_S_OLD_TOKEN, MechanismError
+from lgss_keyring.formats.errors import GSS_S_DUPLICATE_TOKEN, GSS_S_OLD_TOKEN, Kind, MechanismError
 
 LIMIT = 65536
 """Of a window's size: the other side chooses it, and each number costs a bit."""
@@ -47,11 +47,11 @@ class Window:
                 raise MechanismError(
                     f"number {number} is older than the window of {self._size}",
                     major=GSS_S_OLD_TOKEN,
-                    kind="replay",
+                    kind=Kind.REPLAY,
                 )
             bit = 1 << -ahead
             if self._seen & bit:
                 raise MechanismError(
-                    f"number {number} was used before", major=GSS_S_DUPLICATE_TOKEN, kind="replay"
+                    f"number {number} was used before", major=GSS_S_DUPLICATE_TOKEN, kind=Kind.REPLAY
                 )
             self._seen |= bit

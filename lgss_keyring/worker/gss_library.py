@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 
-from lgss_keyring.formats.errors import GSS_S_CREDENTIALS_EXPIRED, GSS_S_NO_CRED, LgssError
+from lgss_keyring.formats.errors import GSS_S_CREDENTIALS_EXPIRED, GSS_S_NO_CRED, Kind, LgssError
 from lgss_keyring.formats.record import Record
 from lgss_keyring.worker import lean_import as _lean
 
@@ -52,30 +52,32 @@ _KDC_HINT = "check that the realm's KDC runs and is reachable from here, and [re
 _KEYTAB_HINT = "compare `klist -ke` of the keytab with the principal's key version and enctypes in the KDC"
 TICKET_HINT = "the user has to run kinit, with a cache where this host's krb5.conf has the default one"
 CAUSES = {
-    _BASE + 1: Cause(errno.EKEYEXPIRED, "client-expired", "its time is over: kadmin modprinc -expire"),
-    _BASE + 6: Cause(errno.ENOKEY, "client-unknown", "create the principal, or correct the keytab"),
+    _BASE + 1: Cause(errno.EKEYEXPIRED, Kind.CLIENT_EXPIRED, "its time is over: kadmin modprinc -expire"),
+    _BASE + 6: Cause(errno.ENOKEY, Kind.CLIENT_UNKNOWN, "create the principal, or correct the keytab"),
     _BASE + 7: Cause(
         errno.EKEYREJECTED,
-        "service-unknown",
+        Kind.SERVICE_UNKNOWN,
         "create the service principal, or correct [hosts] or reverse DNS",
     ),
-    _BASE + 14: Cause(errno.EKEYREJECTED, "enctype", "give client, service and KDC a common AES enctype"),
-    _BASE + 18: Cause(errno.EKEYREVOKED, "client-revoked", "the KDC has locked this principal"),
-    _BASE + 23: Cause(errno.EKEYEXPIRED, "password-expired", "the principal's password or key has expired"),
-    _BASE + 24: Cause(errno.EKEYREJECTED, "wrong-key", _KEYTAB_HINT),
-    _BASE + 31: Cause(errno.EKEYREJECTED, "wrong-key", _KEYTAB_HINT),
-    _BASE + 32: Cause(errno.EKEYEXPIRED, "ticket-expired", TICKET_HINT),
-    _BASE + 37: Cause(
-        errno.EKEYREJECTED, "clock-skew", "synchronise the clocks of this host, KDC and server"
+    _BASE + 14: Cause(errno.EKEYREJECTED, Kind.ENCTYPE, "give client, service and KDC a common AES enctype"),
+    _BASE + 18: Cause(errno.EKEYREVOKED, Kind.CLIENT_REVOKED, "the KDC has locked this principal"),
+    _BASE + 23: Cause(
+        errno.EKEYEXPIRED, Kind.PASSWORD_EXPIRED, "the principal's password or key has expired"
     ),
-    _BASE + 44: Cause(errno.EKEYREJECTED, "wrong-key", _KEYTAB_HINT),
-    _BASE + 45: Cause(errno.EKEYREJECTED, "wrong-key", _KEYTAB_HINT),
-    _BASE + 141: Cause(errno.ENOKEY, "no-ticket", TICKET_HINT),
-    _BASE + 154: Cause(errno.EHOSTUNREACH, "kdc-unreachable", _KDC_HINT),
-    _BASE + 156: Cause(errno.EHOSTUNREACH, "kdc-unreachable", _KDC_HINT),
-    _BASE + 181: Cause(errno.ENOKEY, "not-in-keytab", "add the principal to the keytab (kadmin: ktadd)"),
-    _BASE + 195: Cause(errno.ENOKEY, "no-ticket", TICKET_HINT),
-    _BASE + 220: Cause(errno.EHOSTUNREACH, "kdc-unreachable", _KDC_HINT),
+    _BASE + 24: Cause(errno.EKEYREJECTED, Kind.WRONG_KEY, _KEYTAB_HINT),
+    _BASE + 31: Cause(errno.EKEYREJECTED, Kind.WRONG_KEY, _KEYTAB_HINT),
+    _BASE + 32: Cause(errno.EKEYEXPIRED, Kind.TICKET_EXPIRED, TICKET_HINT),
+    _BASE + 37: Cause(
+        errno.EKEYREJECTED, Kind.CLOCK_SKEW, "synchronise the clocks of this host, KDC and server"
+    ),
+    _BASE + 44: Cause(errno.EKEYREJECTED, Kind.WRONG_KEY, _KEYTAB_HINT),
+    _BASE + 45: Cause(errno.EKEYREJECTED, Kind.WRONG_KEY, _KEYTAB_HINT),
+    _BASE + 141: Cause(errno.ENOKEY, Kind.NO_TICKET, TICKET_HINT),
+    _BASE + 154: Cause(errno.EHOSTUNREACH, Kind.KDC_UNREACHABLE, _KDC_HINT),
+    _BASE + 156: Cause(errno.EHOSTUNREACH, Kind.KDC_UNREACHABLE, _KDC_HINT),
+    _BASE + 181: Cause(errno.ENOKEY, Kind.NOT_IN_KEYTAB, "add the principal to the keytab (kadmin: ktadd)"),
+    _BASE + 195: Cause(errno.ENOKEY, Kind.NO_TICKET, TICKET_HINT),
+    _BASE + 220: Cause(errno.EHOSTUNREACH, Kind.KDC_UNREACHABLE, _KDC_HINT),
 }
 
 
@@ -101,7 +103,7 @@ def explain(error: GSSError, doing: str, family: type[LgssError]) -> LgssError:
     if cause is None and routine == GSS_S_CREDENTIALS_EXPIRED:
         cause = CAUSES[_BASE + 32]
     if cause is None and routine == GSS_S_NO_CRED:
-        cause = Cause(errno.ENOKEY, "no-credential", TICKET_HINT)
+        cause = Cause(errno.ENOKEY, Kind.NO_CREDENTIAL, TICKET_HINT)
     if cause is None:
         return family(f"{doing}: {'; '.join(texts)}", major=error.maj_code)
     return family(

@@ -10,7 +10,7 @@ import os
 import stat
 import time
 
-from lgss_keyring.formats.errors import CredentialError, LgssError
+from lgss_keyring.formats.errors import CredentialError, Kind, LgssError
 from lgss_keyring.formats.record import Record
 from lgss_keyring.system import keyrings
 from lgss_keyring.worker import gss_library as _gss
@@ -203,16 +203,16 @@ class own_cache:
             if kind == b"DIR":
                 folder = path if not path.startswith(b":") else os.path.dirname(path[1:])
                 if os.stat(folder).st_uid != self._uid:
-                    raise CredentialError(f"cache {shown} is another user's", kind="no-ticket")
+                    raise CredentialError(f"cache {shown} is another user's", kind=Kind.NO_TICKET)
                 return name
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             self._descriptor = os.open(path, flags)
             status = os.fstat(self._descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_uid != self._uid:
                 self.__exit__()
-                raise CredentialError(f"cache {shown} is another user's, or no file", kind="no-ticket")
+                raise CredentialError(f"cache {shown} is another user's, or no file", kind=Kind.NO_TICKET)
         except OSError as error:
-            raise CredentialError(f"cache {shown}: {error.strerror}", kind="no-ticket") from error
+            raise CredentialError(f"cache {shown}: {error.strerror}", kind=Kind.NO_TICKET) from error
         return b"FILE:/proc/self/fd/%d" % self._descriptor
 
     def __exit__(self, *_: object) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 
-from lgss_keyring.formats.errors import ResolutionError
+from lgss_keyring.formats.errors import Kind, ResolutionError
 from lgss_keyring.formats.nid import LO, PTL4, Nid, ip_address
 
 TYPE_CHECKING = False
@@ -41,7 +41,7 @@ def host_name(nid: Nid, config: Config) -> str:
         return table[address]
     if not config.names.reverse_dns:
         raise ResolutionError(
-            f"NID {nid} is not in [hosts], and [names] reverse_dns is off", kind="no-host-name", hint=hint
+            f"NID {nid} is not in [hosts], and [names] reverse_dns is off", kind=Kind.NO_HOST_NAME, hint=hint
         )
     try:
         return _bounded(
@@ -50,7 +50,7 @@ def host_name(nid: Nid, config: Config) -> str:
     except OSError as error:
         raise ResolutionError(
             f"address {address} of NID {nid} has no host name: {error.strerror or error}",
-            kind="no-host-name",
+            kind=Kind.NO_HOST_NAME,
             hint=f"add it to reverse DNS or /etc/hosts; or {hint}",
         ) from error
 
@@ -86,7 +86,7 @@ def own_host_name(config: Config) -> str:
     except OSError as error:
         raise ResolutionError(
             f"this node's own name {node} does not resolve: {error.strerror}",
-            kind="no-host-name",
+            kind=Kind.NO_HOST_NAME,
             hint="put it into /etc/hosts, with its full name first",
         ) from error
 
@@ -112,7 +112,7 @@ def _bounded(call: Callable[[], str], what: str, names: Names) -> str:
         raise ResolutionError(
             f"no name service told the name of {what} within {names.timeout} s",
             errno=errno.ETIMEDOUT,
-            kind="name-timeout",
+            kind=Kind.NAME_TIMEOUT,
             hint="check the name servers in /etc/resolv.conf; [hosts] makes them needless, [names] timeout "
             "sets this limit",
         )
@@ -165,12 +165,12 @@ def _by_program(nid: Nid, names: Names, hint: str) -> str:
                 except ProcessLookupError:
                     pass
     except (OSError, ValueError) as error:
-        raise ResolutionError(f"{failed}: {error}", kind="no-host-name", hint=hint) from error
+        raise ResolutionError(f"{failed}: {error}", kind=Kind.NO_HOST_NAME, hint=hint) from error
     name = text.strip()
     if name.startswith("@"):
-        raise ResolutionError(f"{failed}: it says {name[1:200]!a}", kind="no-host-name", hint=hint)
+        raise ResolutionError(f"{failed}: it says {name[1:200]!a}", kind=Kind.NO_HOST_NAME, hint=hint)
     if not name or not set(name) <= NAME_CHARACTERS:
-        raise ResolutionError(f"{failed}, but {name[:200]!a}", kind="no-host-name", hint=hint)
+        raise ResolutionError(f"{failed}, but {name[:200]!a}", kind=Kind.NO_HOST_NAME, hint=hint)
     return name
 
 

@@ -19,7 +19,7 @@ import errno
 import os
 import stat
 
-from lgss_keyring.formats.errors import CredentialError, RefusedError
+from lgss_keyring.formats.errors import CredentialError, Kind, RefusedError
 from lgss_keyring.system import keyrings
 
 TYPE_CHECKING = False
@@ -91,7 +91,7 @@ class Place:
         return RefusedError(
             f"cannot look for credentials where process {self.pid} has its: {why}",
             errno=number,
-            kind="namespace",
+            kind=Kind.NAMESPACE,
             hint="the process that needs the context must live until it has it, and be its user's",
         )
 
@@ -200,7 +200,7 @@ class Place:
             raise CredentialError(
                 f"cannot open {path} in the mount namespace of process {self.pid}: {os.strerror(number)}",
                 errno=errno.ENOKEY,
-                kind="keytab-missing" if number == errno.ENOENT else "keytab-unreadable",
+                kind=Kind.KEYTAB_MISSING if number == errno.ENOENT else Kind.KEYTAB_UNREADABLE,
                 hint="a container's own keytab must be there: this host's is not used for it",
             )
         return opened

@@ -13,6 +13,7 @@ import errno
 from lgss_keyring.formats.errors import (
     GSS_S_FAILURE,
     ChannelError,
+    Kind,
     MechanismError,
 )
 from lgss_keyring.formats.nid import Nid
@@ -63,7 +64,7 @@ def negotiate(
         except ChannelError as error:
             # Once more and from the start, with a new authenticator: the old one
             # may be in the acceptor's replay cache.
-            again = error.errno == errno.ETIMEDOUT or error.kind == "start-again"
+            again = error.errno == errno.ETIMEDOUT or error.kind == Kind.START_AGAIN
             if channel.once or not again:
                 raise
             report("warning", f"{error.reason}; trying once more")

@@ -6,7 +6,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 
-from lgss_keyring.formats.errors import MechanismError
+from lgss_keyring.formats.errors import Kind, MechanismError
 from lgss_keyring.formats.payload import KEY_SIZES
 from lgss_keyring.formats.record import Record
 
@@ -67,7 +67,7 @@ def derive_lustre_keys(key: bytes, enctype: int) -> Krb5Keys:
     if KEY_SIZES.get(enctype) != len(key):
         raise MechanismError(
             f"enctype {enctype} with a key of {len(key)} bytes is none that Lustre knows (17, 18, 19, 20)",
-            kind="enctype",
+            kind=Kind.ENCTYPE,
             hint="give the service principal AES keys, set permitted_enctypes to AES, get new tickets",
         )
     return Krb5Keys(

@@ -11,7 +11,7 @@ import errno
 import os
 import struct
 
-from lgss_keyring.formats.errors import ChannelError
+from lgss_keyring.formats.errors import ChannelError, Kind
 from lgss_keyring.worker.channel import Reply
 
 TYPE_CHECKING = False
@@ -59,13 +59,13 @@ class LustreChannel:
             raise ChannelError(
                 f"the server of {self._peer} did not answer",
                 errno=number,
-                kind="acceptor-silent",
+                kind=Kind.ACCEPTOR_SILENT,
                 hint="check that the GSS daemon (lsvcgssd) runs on that server",
             )
         raise ChannelError(
             f"the RPC to {self._peer} failed: {os.strerror(number)}",
             errno=number,
-            kind="refused-by-server" if number == errno.EACCES else "rpc-failed",
+            kind=Kind.REFUSED_BY_SERVER if number == errno.EACCES else Kind.RPC_FAILED,
             hint="see the logs of that server and of its GSS daemon (lsvcgssd)",
         )
 
@@ -89,7 +89,7 @@ def parse_reply(data: bytes) -> Reply:
         raise ChannelError(
             f"a malformed reply through init_channel: {error}",
             errno=errno.EPROTO,
-            kind="malformed-reply",
+            kind=Kind.MALFORMED_REPLY,
             hint="client and server may be of versions that do not fit; please report it",
         ) from error
     return Reply(handle, major, minor, window, token)

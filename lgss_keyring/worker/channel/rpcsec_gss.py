@@ -21,7 +21,7 @@ import socket
 import struct
 import time
 
-from lgss_keyring.formats.errors import ChannelError
+from lgss_keyring.formats.errors import ChannelError, Kind
 from lgss_keyring.formats.nid import Nid, ip_address
 from lgss_keyring.worker.channel import Reply
 
@@ -151,14 +151,14 @@ class RpcsecGssChannel:
             raise ChannelError(
                 f"{self.peer} did not answer within {self._reply_timeout} s",
                 errno=errno.ETIMEDOUT,
-                kind="acceptor-silent",
+                kind=Kind.ACCEPTOR_SILENT,
                 hint="check the acceptor's service; [rpcsec_gss] reply_timeout sets this limit",
             ) from error
         except OSError as error:
             raise ChannelError(
                 f"connection to {self.peer} failed: {error.strerror or error}",
                 errno=error.errno or errno.ECONNRESET,
-                kind="acceptor-closed",
+                kind=Kind.ACCEPTOR_CLOSED,
                 hint="check that the acceptor runs at this address and see its log",
             ) from error
         raise self._malformed(f"{STRAY_LIMIT} records, none of them a reply to our call")
@@ -175,14 +175,14 @@ class RpcsecGssChannel:
                 raise ChannelError(
                     f"no connection to {self.peer} within {self._connect_timeout} s",
                     errno=errno.ETIMEDOUT,
-                    kind="acceptor-unreachable",
+                    kind=Kind.ACCEPTOR_UNREACHABLE,
                     hint="check network and firewall; [rpcsec_gss] connect_timeout sets this limit",
                 ) from error
             except OSError as error:
                 raise ChannelError(
                     f"cannot connect to {self.peer}: {error.strerror or error}",
                     errno=error.errno or errno.ECONNREFUSED,
-                    kind="acceptor-unreachable",
+                    kind=Kind.ACCEPTOR_UNREACHABLE,
                     hint="check that the acceptor runs there; [rpcsec_gss] port sets the port",
                 ) from error
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -220,7 +220,7 @@ class RpcsecGssChannel:
         return ChannelError(
             f"{self.peer} sent {what}",
             errno=errno.EPROTO,
-            kind="malformed-reply",
+            kind=Kind.MALFORMED_REPLY,
             hint="check that an RPCSEC_GSS server listens at this address and port",
         )
 
@@ -241,7 +241,7 @@ class RpcsecGssChannel:
                 raise ChannelError(
                     f"{self.peer} answered {what} {self._program} version {self._version}",
                     errno=errno.EPROTONOSUPPORT,
-                    kind="rpc-refused",
+                    kind=Kind.RPC_REFUSED,
                     hint="[rpcsec_gss] program and version must be the acceptor's",
                 )
             handle = reader.opaque(HANDLE_LIMIT)
@@ -256,7 +256,7 @@ class RpcsecGssChannel:
                 raise ChannelError(
                     f"{self.peer} sent no RPCSEC_GSS verifier with the last token",
                     errno=errno.EPROTO,
-                    kind="bad-verifier",
+                    kind=Kind.BAD_VERIFIER,
                 )
             # The MIC of the window, in network byte order (RFC 2203, 5.2.2.1).
             proof = (struct.pack(">I", window), verifier)
@@ -270,7 +270,7 @@ class RpcsecGssChannel:
             return ChannelError(
                 f"{self.peer} serves RPC versions {low} to {high} only",
                 errno=errno.EPROTONOSUPPORT,
-                kind="rpc-refused",
+                kind=Kind.RPC_REFUSED,
             )
         if reason != AUTH_ERROR:
             return self._malformed(f"reject status {reason}")
@@ -280,7 +280,7 @@ class RpcsecGssChannel:
         return ChannelError(
             f"{self.peer} denied the call: {name}",
             errno=errno.EACCES,
-            kind="start-again" if state in START_AGAIN else "rpc-denied",
+            kind=Kind.START_AGAIN if state in START_AGAIN else Kind.RPC_DENIED,
             hint="see the acceptor's log",
         )
 

@@ -28,7 +28,7 @@ import stat
 import time
 
 from lgss_keyring.formats.config import ContainerKrb5
-from lgss_keyring.formats.errors import CredentialError, LgssError
+from lgss_keyring.formats.errors import CredentialError, Kind, LgssError
 from lgss_keyring.worker import gss_library as _gss
 from lgss_keyring.worker import krb5_library as _krb5
 from lgss_keyring.worker import names
@@ -203,7 +203,7 @@ def _keytab_entry(context: _krb5.Context, name: str, fits: Fit) -> tuple[_krb5.K
         raise _krb5.explain(error, f"cannot read keytab {name}", CredentialError) from error
     raise CredentialError(
         f"keytab {name} has none of the principals {fits}; it has {', '.join(sorted(seen)[:5]) or 'nothing'}",
-        kind="not-in-keytab",
+        kind=Kind.NOT_IN_KEYTAB,
         hint="create one of them and add it to the keytab (kadmin: addprinc -randkey, ktadd)",
     )
 
@@ -321,6 +321,6 @@ def _check_readable(keytab: str) -> None:
         raise CredentialError(
             f"cannot open keytab {keytab}: {error.strerror}",
             errno=errno.ENOKEY,
-            kind="keytab-missing" if error.errno == errno.ENOENT else "keytab-unreadable",
+            kind=Kind.KEYTAB_MISSING if error.errno == errno.ENOENT else Kind.KEYTAB_UNREADABLE,
             hint="install the machine's keytab there, or set [krb5] keytab",
         ) from error

@@ -18,7 +18,7 @@ import os
 import stat
 import time
 
-from lgss_keyring.formats.errors import CredentialError, LgssError
+from lgss_keyring.formats.errors import CredentialError, Kind, LgssError
 from lgss_keyring.worker import gss_library as _gss
 from lgss_keyring.worker import identity
 from lgss_keyring.worker.creds import Credential
@@ -59,13 +59,13 @@ def acquire(request: UpcallRequest, config: Config, service: str, report: Report
         return Credential(_from(cache))
     except _gss.GSSError as error:
         explained = _gss.explain(error, doing, CredentialError)
-        if not unusable or explained.kind not in ("no-ticket", "no-credential"):
+        if not unusable or explained.kind not in (Kind.NO_TICKET, Kind.NO_CREDENTIAL):
             cause = error
     handle = _elsewhere(request.uid, report)
     if handle is not None:
         return Credential(handle)
     if cause is None:
-        explained = CredentialError(f"{doing}: {unusable}", kind="no-ticket", hint=_gss.TICKET_HINT)
+        explained = CredentialError(f"{doing}: {unusable}", kind=Kind.NO_TICKET, hint=_gss.TICKET_HINT)
     raise explained from cause
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import importlib
 
-from lgss_keyring.formats.errors import GSS_S_BAD_MECH, MechanismError
+from lgss_keyring.formats.errors import GSS_S_BAD_MECH, Kind, MechanismError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def load(name: str) -> Mechanism:
             f"mechanism {name} is not supported",
             errno=errno.EPROTONOSUPPORT,
             major=GSS_S_BAD_MECH,
-            kind="mechanism-unsupported",
+            kind=Kind.MECHANISM_UNSUPPORTED,
             hint=f"use a flavor of: {', '.join(MECHANISMS)}",
         )
     module: Mechanism = importlib.import_module(f"{__name__}.{MECHANISMS[name]}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from lgss_keyring.formats.errors import MechanismError
+from lgss_keyring.formats.errors import Kind, MechanismError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class NullInitiator:
         """Raises MechanismError: there is no key to make or check a MIC with."""
         raise MechanismError(
             "mechanism gssnull has no MIC, which RPCSEC_GSS needs",
-            kind="mechanism-unsupported",
+            kind=Kind.MECHANISM_UNSUPPORTED,
             hint="use gssnull with keys of type lgssc only",
         )
 
@@ -63,7 +63,7 @@ class NullInitiator:
         return MechanismError(
             f"the acceptor refused gssnull: GSS major status 0x{major:08x}, minor {minor}",
             major=major,
-            kind="refused-by-acceptor",
+            kind=Kind.REFUSED_BY_ACCEPTOR,
             hint="the server must allow the flavor gssnull",
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lgss_keyring.formats.crypto import rfc3961
-from lgss_keyring.formats.errors import GSS_S_BAD_MIC, LgssError, MechanismError
+from lgss_keyring.formats.errors import GSS_S_BAD_MIC, Kind, LgssError, MechanismError
 from lgss_keyring.formats.payload import Krb5Context
 from lgss_keyring.worker import gss_library as _gss
 
@@ -23,7 +23,7 @@ CFX = 2
 ACCEPTOR_SUBKEY = 4
 
 # Failures that a new TGT of the same principal would not cure.
-TICKET_IS_GOOD = ("service-unknown", "kdc-unreachable", "clock-skew", "enctype")
+TICKET_IS_GOOD = (Kind.SERVICE_UNKNOWN, Kind.KDC_UNREACHABLE, Kind.CLOCK_SKEW, Kind.ENCTYPE)
 
 
 def _source(request: UpcallRequest) -> Callable[[UpcallRequest, Config, str, Report], Credential]:
@@ -127,7 +127,7 @@ class Krb5Initiator:
             raise MechanismError(
                 "the acceptor's verifier is not the one of this context: was the reply changed on its way?",
                 major=GSS_S_BAD_MIC,
-                kind="bad-verifier",
+                kind=Kind.BAD_VERIFIER,
             ) from error
 
     def refused(self, major: int, minor: int, token: bytes) -> MechanismError:
@@ -144,7 +144,7 @@ class Krb5Initiator:
                 words = f"{'; '.join(error.get_all_statuses(error.min_code, False))} ({words})"
                 cause = _gss.cause_of(error)
         self._context = None
-        if cause and cause.kind == "clock-skew":
+        if cause and cause.kind == Kind.CLOCK_SKEW:
             # The one refusal that is not to be repaired in the acceptor's keytab.
             return MechanismError(
                 f"{self._service} refused {self.name}: {words}",
@@ -153,7 +153,7 @@ class Krb5Initiator:
         return MechanismError(
             f"{self._service} refused {self.name}: {words}",
             major=major,
-            kind="refused-by-acceptor",
+            kind=Kind.REFUSED_BY_ACCEPTOR,
             hint="see the acceptor's log; its keytab must have the current key of that service principal",
         )
 
@@ -170,7 +170,7 @@ class Krb5Initiator:
         if lucid.protocol != 1 or keys is None:
             raise MechanismError(
                 "the context's enctype is of the old kind that Lustre does not know",
-                kind="enctype",
+                kind=Kind.ENCTYPE,
                 hint="give the service principal keys of an AES enctype and get new tickets",
             )
         flags = INITIATOR | CFX
