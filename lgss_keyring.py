@@ -2,7 +2,7 @@
 """lgss_keyring: what /sbin/request-key runs when a kernel wants a GSS context.
 
 A process waits in request_key(2) until this one has exited, so it does what only
-it can do and leaves: DESIGN.md, "One upcall", steps 1 to 4. The child it forks does
+it can do and leaves: docs/architecture.md, "One upcall". The child it forks does
 the rest, in lgss_keyring/monitor/upcall.py; what is not for us goes to refusal.py.
 
 No script is cached by Python: this one is compiled at each upcall, 0.1 ms for every
@@ -41,11 +41,11 @@ def main(words: list[str]) -> int:
         if key < 1 or operation != "create" or not (user or key_type == "lgssc") or not 1 < timeout <= 3600:
             raise ValueError
         # Whoever holds a lock that we need, the requestor shall have his answer. Not after
-        # 5 s (DESIGN): 200 upcalls at once on a slow machine needed longer, and 13 were lost.
+        # 5 s: 200 upcalls at once on a slow machine needed longer, and 13 were lost.
         keyctl.alarm(timeout)
         keyctl.assume_authority(key)
         # With these links a credential that lives only there stays in the child's
-        # reach when the authority is gone (PROTOCOL 10). A requestor may have no such
+        # reach when the authority is gone (docs/protocol.md 10). A requestor may have no such
         # keyring, or a revoked one.
         for ring in (session, thread, process):
             try:
@@ -70,7 +70,7 @@ def main(words: list[str]) -> int:
             keyctl.instantiate(key, b"\0", own)
         else:
             # No payload, and NEVER our own keyring as destination: this type links
-            # itself there, and naming it hangs us in the kernel (PROTOCOL 7).
+            # itself there, and naming it hangs us in the kernel (docs/protocol.md 7).
             keyctl.instantiate(key, None, 0)
         os.write(go, b"1")
         return 0

@@ -1,1 +1,1 @@
-"""lgssd: negotiates for those who ask through its socket (PROTOCOL 9's records)."""
+"""lgssd: negotiates for those who ask through its socket (the records of docs/protocol.md 9)."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def request_of(upcall: Upcall, peer: Peer) -> UpcallRequest:
     """The request in ``upcall`` as ``peer`` may make it; raises RefusedError.
 
-    A record names no mechanism and no flags: krb5, and ``r`` for uid 0 (PROTOCOL 9).  The
+    A record names no mechanism and no flags: krb5, and ``r`` for uid 0 (docs/protocol.md 9).  The
     acceptor is reached as for a key of type ``user``.
     """
     request = UpcallRequest(
@@ -53,7 +53,7 @@ def request_of(upcall: Upcall, peer: Peer) -> UpcallRequest:
 
 
 def handle(upcall: Upcall, peer: Peer, settings: Config) -> bytes:
-    """The key payload (PROTOCOL 7) that answers ``upcall``; every error is one, too."""
+    """The key payload (docs/protocol.md 7) that answers ``upcall``; every error is one, too."""
     started = time.monotonic()
     # A worker can put a keyring there that the next one's libkrb5 would look into.
     keyrings.leave_session()

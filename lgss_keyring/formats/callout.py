@@ -1,6 +1,6 @@
 """The request: the arguments of an upcall, parsed strictly, and whether to believe it.
 
-All of it is hostile until checked (LESSONS, "Whom to believe"): any local user can
+All of it is hostile until checked (docs/security.md, "Whom we believe"): any local user can
 call request_key(2) with any description and callout info.  The uid and gid of the
 requestor alone come from the kernel.
 """
@@ -28,7 +28,7 @@ NID_MAX = 2**64 - 1
 
 
 class Callout(Record):
-    """Callout info (PROTOCOL 2), field by field."""
+    """Callout info (docs/protocol.md 2), field by field."""
 
     secid: int
     mechanism: str
@@ -45,7 +45,7 @@ class Callout(Record):
 
 
 class UpcallRequest(Callout):
-    """One upcall: its callout info, and the arguments of PROTOCOL 1 beside it.
+    """One upcall: its callout info, and the arguments of docs/protocol.md 1 beside it.
 
     ``realm``: of the machine's own principals, from ``-R``.
     """
@@ -77,7 +77,7 @@ class UpcallRequest(Callout):
 
 
 def parse_request(arguments: Sequence[str], realm: str | None = None) -> UpcallRequest:
-    """Parse the ten arguments of PROTOCOL 1, from ``create`` on.
+    """Parse the ten arguments of docs/protocol.md 1, from ``create`` on.
 
     Raises RequestError, its reason naming the argument or field.
     """
@@ -162,7 +162,7 @@ def format_callout(
 
 
 def authorize(request: UpcallRequest) -> None:
-    """LESSONS, "Whom to believe", but for its rows on namespaces; raises RefusedError."""
+    """docs/security.md, "Whom we believe", but for its rows on namespaces; raises RefusedError."""
     if request.requestor_uid == 0:
         return
     who = f"uid {request.requestor_uid}"
@@ -186,7 +186,7 @@ def authorize(request: UpcallRequest) -> None:
 
 def _number(name: str, text: str, low: int, high: int) -> int:
     """A number in decimal or 0x-hex and nothing else: garbage must not become uid 0
-    (LESSONS, CVE-2022-29869 and the unchecked strtol)."""
+    (docs/security.md, "What programs of this kind taught")."""
     digits = text[1:] if low < 0 and text[:1] == "-" else text
     # The longest is 64 bits in decimal; int() of megabytes would take its time.
     if digits.isascii() and len(digits) <= 20:

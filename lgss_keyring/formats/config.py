@@ -31,7 +31,7 @@ class Upcall(Record):
 
 class Krb5(Record):
     """Section [krb5]; empty: ``config`` as libkrb5 finds it, ``ccache`` root's default
-    one, ``principal`` by PROTOCOL 4.  ``ccache_directory`` is where we keep machine
+    one, ``principal`` by docs/protocol.md 4.  ``ccache_directory`` is where we keep machine
     tickets; made if its parent is there."""
 
     config: str = ""
@@ -51,7 +51,7 @@ class Names(Record):
 
     ``reverse_dns``: ask the resolver where [hosts] does not know; ``canonicalize``: let
     libkrb5 do with the name what krb5.conf says; ``timeout`` in seconds for one name;
-    ``program`` for networks of type ptl4 (PROTOCOL 3).
+    ``program`` for networks of type ptl4 (docs/protocol.md 3).
     """
 
     reverse_dns: bool = True
@@ -62,7 +62,7 @@ class Names(Record):
 
 class Lustre(Record):
     """Section [lustre]: ``parameters`` the directory of Lustre's parameters (empty: where
-    PROTOCOL 6 says), ``reply_timeout`` in seconds for one write to init_channel."""
+    docs/protocol.md 6 says), ``reply_timeout`` in seconds for one write to init_channel."""
 
     parameters: str = ""
     reply_timeout: int = 100

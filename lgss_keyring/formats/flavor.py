@@ -19,7 +19,7 @@ class FlavorError(LgssError):
 
 class Flavor(Record):
     """``name`` as Lustre writes it; ``mechanism`` and ``service_type`` as in callout info
-    (PROTOCOL 2, fields 1 and 5)."""
+    (docs/protocol.md 2, fields 1 and 5)."""
 
     name: str
     mechanism: str

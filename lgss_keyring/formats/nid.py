@@ -1,4 +1,4 @@
-"""LNet NIDs (PROTOCOL 3)."""
+"""LNet NIDs (docs/protocol.md 3)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Established(Record):
-    """A context for the kernel: PROTOCOL 7's seq_win, handle and ctx; ``endtime`` in
+    """A context for the kernel: seq_win, handle and ctx of docs/protocol.md 7; ``endtime`` in
     seconds since the epoch, and the initiator's name for the log."""
 
     seq_window: int
@@ -58,7 +58,7 @@ class Failed(Record):
 class Answer(Record):
     """What the key gets for an outcome, and what the log is told of it.
 
-    ``payload`` is the key's next payload (PROTOCOL 7); ``endtime`` in seconds since the
+    ``payload`` is the key's next payload (docs/protocol.md 7); ``endtime`` in seconds since the
     epoch, 0 for a failure; ``failure`` None for an established context.
     """
 

@@ -1,4 +1,4 @@
-"""What the kernel key receives, both ways, strictly (PROTOCOL 7).
+"""What the kernel key receives, both ways, strictly (docs/protocol.md 7).
 
 All integers are in host byte order, without padding.
 """

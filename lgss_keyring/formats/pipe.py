@@ -1,7 +1,7 @@
-"""The records of the older pipe upcall (PROTOCOL 9), native byte order.
+"""The records of the older pipe upcall (docs/protocol.md 9), native byte order.
 
 upcall, 88 bytes:  u32 seq; u32 uid; u32 gid; u32 svc; u64 nid; char obd[64]
-downcall:          u32 seq; u32 timeout (0); then a key payload as in PROTOCOL 7
+downcall:          u32 seq; u32 timeout (0); then a key payload as in docs/protocol.md 7
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def instantiated(key: int, arguments: Sequence[str]) -> bool:
         # Waits while the key is under construction: until the kernel has seen the front end.
         keyctl.read(key)
     except OSError as error:
-        # These two are found out behind the key's state (PROTOCOL 7: no read for lgssc).
+        # These two are found out behind the key's state (docs/protocol.md 7: no read for lgssc).
         if error.errno in (errno.EOPNOTSUPP, errno.EACCES):
             return True
         if error.errno == errno.ENOKEY:
@@ -149,7 +149,7 @@ def last_resort(key: int, error: BaseException) -> None:
         number, advice = errno.ENOMEM, f"the process to serve it was killed; {SHORTAGE_HINT}"
     elif short := shortage(error):
         number, advice = short, SHORTAGE_HINT
-    # PROTOCOL 7's failure payload: u32 0, s32 -errno, u32 no GSS status.
+    # The failure payload of docs/protocol.md 7: u32 0, s32 -errno, u32 no GSS status.
     failure = bytes(4) + (-number).to_bytes(4, sys.byteorder, signed=True) + bytes(4)
     import time
 
@@ -160,7 +160,7 @@ def last_resort(key: int, error: BaseException) -> None:
                 keyctl.update(key, failure)
                 break
             except OSError as refused:
-                # The kernel has not bound its context to the key yet (PROTOCOL 7).
+                # The kernel has not bound its context to the key yet (docs/protocol.md 7).
                 if refused.errno != errno.EAGAIN or time.monotonic() > end:
                     raise
                 time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Writing to Lustre's init_channel, as root (PROTOCOL 6), and Lustre's other parameters.
+"""Writing to Lustre's init_channel, as root (docs/protocol.md 6), and Lustre's other parameters.
 
 The write can wait in the kernel for as long as Lustre pleases, and the monitor must
 still notice that the worker has died or that time is up.  So it is made in a thread of

@@ -1,4 +1,5 @@
-"""The child: from the front's arguments to the key's answer (DESIGN, steps 5 to 9).
+"""The child: from the front's arguments to the key's answer (docs/architecture.md,
+"One upcall").
 
 Three processes stand here one after the other.  The child of the front becomes a
 daemon (python-daemon forks twice for that), which is the monitor of
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 FAILURE_LIFE = 2
 # Between our limit and the life of a `user` key: the answer has to arrive first.
 MARGIN = 1.0
-# LESSONS, "Whom to believe": no context of the kernel is ever bound to a forged
+# docs/security.md, "Whom we believe": no context of the kernel is ever bound to a forged
 # machine request, so its updates stay EAGAIN.
 FORGED_PATIENCE = 5.0
 EAGAIN_FIRST, EAGAIN_LONGEST = 0.001, 0.1
@@ -43,7 +44,7 @@ DEBUG_LEVELS = ("error", "warning", "info", "debug", "debug")
 
 
 def run(key: int, options: Mapping[str, str], words: Sequence[str], started: float) -> None:
-    """Serve the upcall for ``key``; ``words`` are PROTOCOL 1's arguments from
+    """Serve the upcall for ``key``; ``words`` are the arguments of docs/protocol.md 1 from
     ``create`` on, ``options`` the front's, ``started`` the time.monotonic() at which
     the key had been instantiated.  Does not return."""
     forked = namespaces.own_start_time()
@@ -156,7 +157,7 @@ def _answer(key: int, key_type: str, answer: Answer, deadline: float, log: Log) 
     try:
         _update(key, answer.payload, deadline)
         if key_type == "user":
-            # The update has cleared the timeout (PROTOCOL 10).  To be killed just
+            # The update has cleared the timeout (docs/protocol.md 10).  To be killed just
             # here leaves a key without one; the kernel has no way to do both.
             try:
                 keys.set_timeout(key, FAILURE_LIFE if failure else min(lifetime, callout.INT_MAX))
@@ -196,7 +197,7 @@ def _answer(key: int, key_type: str, answer: Answer, deadline: float, log: Log) 
 
 def _update(key: int, data: bytes, deadline: float) -> None:
     """Update, again while the kernel has not bound its context to the key (EAGAIN,
-    PROTOCOL 7); raises KeyOperationError."""
+    docs/protocol.md 7); raises KeyOperationError."""
     pause = EAGAIN_FIRST
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The client side that asks for contexts, as a library over real keys (the 2008 design).
+"""The client side that asks for contexts, as a library over real keys (docs/design-2008.md).
 
     policy = sptlrpc.create_policy()                       # keyring, or LGSS_POLICY
     sec = policy.create_sec(sptlrpc.Target(nid, 1, "lustre-MDT0000-mdc"), "krb5p")
@@ -6,8 +6,8 @@
         context.refresh(30)
         token = context.seal(header, message)
 
-Names are the design's (5.2) and Lustre's own.  What is for kernels there is done here with
-what user space has; :mod:`.keyring` says how.
+Names are the design's (docs/design-2008.md 5.2) and Lustre's own.  What is for kernels
+there is done here with what user space has; :mod:`.keyring` says how.
 """
 
 from lgss_keyring.formats.flavor import FLAVORS, Flavor, FlavorError

@@ -1,4 +1,5 @@
-"""Message buffers with room for the flavor's token (design 5.2.1, alloc_reqbuf and so on)."""
+"""Message buffers with room for the flavor's token (docs/design-2008.md 5.2.1, alloc_reqbuf
+and so on)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client's security context (design 5.2.2): what a key of the kernel is for.
+"""A client's security context (docs/design-2008.md 5.2.2): what a key of the kernel is for.
 
 Its life: *new* until the upcall has answered, then *up to date* or *error*; *dead* when
 its time is over or somebody said so.  Beside that it is *cached* as long as a look-up may

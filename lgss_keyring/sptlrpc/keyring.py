@@ -1,4 +1,4 @@
-"""The keyring policy: a context for each key, made by an upcall (design 4, 5.1 to 5.8).
+"""The keyring policy: a context for each key, made by an upcall (docs/design-2008.md 4, 5.1 to 5.8).
 
 How the pieces of the design are done with what user space has:
 
@@ -197,8 +197,8 @@ class KeyringPolicy(Policy):
                 key = keys.request(name, callout, ring)
                 break
             except KeyOperationError as error:
-                # A revoked key that is still linked blocks its name for ever (PROTOCOL
-                # 10), and an invalidated one until the collector has come by.
+                # A revoked key that is still linked blocks its name for ever
+                # (docs/protocol.md 10), and an invalidated one until the collector has come by.
                 if error.errno != errno.EKEYREVOKED or time.monotonic() > end:
                     raise KeyOperationError(
                         f"no key {name}: {os.strerror(error.errno)}",

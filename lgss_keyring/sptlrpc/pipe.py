@@ -1,6 +1,6 @@
 """The pipe policy: the same contexts through lgssd and its socket, no keyring needed.
 
-The socket stands for the pipe of old (PROTOCOL 9): SOCK_SEQPACKET keeps its records, and
+The socket stands for the pipe of old (docs/protocol.md 9): SOCK_SEQPACKET keeps its records, and
 lgssd sees who asks.
 """
 
@@ -202,7 +202,7 @@ class PipePolicy(Policy):
         if sec.flavor.mechanism != "krb5":
             raise self._refused(f"the pipe has no mechanism {sec.flavor.mechanism}")
         if context.uid == 0 and sec.root_flags != "r":
-            # PROTOCOL 9 has no flags: lgssd takes the machine's credential for uid 0.
+            # docs/protocol.md 9 has no flags: lgssd takes the machine's credential for uid 0.
             raise self._refused(f"the pipe asks for uid 0 with flags r, not {sec.root_flags!a}")
         with self._lock:
             self._alive.add(context)

@@ -31,7 +31,7 @@ class Policy(ABC):
 
     def create_sec(self, target: Target, flavor: Flavor | str, *, root_flags: str = "r") -> SecurityObject:
         """The security object of a new import.  Contexts of uid 0 are asked for with
-        ``root_flags`` (PROTOCOL 2, field 4); empty: as an ordinary user's."""
+        ``root_flags`` (docs/protocol.md 2, field 4); empty: as an ordinary user's."""
         parsed = flavors.parse(flavor) if isinstance(flavor, str) else flavor
         return SecurityObject(self, target, parsed, root_flags)
 

@@ -1,4 +1,4 @@
-"""The security object of one import (design 5.2.1): its contexts, and what they protect.
+"""The security object of one import (docs/design-2008.md 5.2.1): its contexts, and what they protect.
 
 An import is a client's side of one target.  All contexts are linked here, so that they can
 be gone through: a keyring cannot be.
@@ -33,7 +33,7 @@ def _destroyed() -> LgssError:
 
 
 class Target(Record):
-    """Whom contexts are negotiated with; fields as in callout info (PROTOCOL 2).
+    """Whom contexts are negotiated with; fields as in callout info (docs/protocol.md 2).
 
     ``connection`` counts the connections made to it: with each, keys are other keys.
     """

@@ -1,7 +1,7 @@
 """One side's use of established keys: messages signed and sealed, checked and opened.
 
 What contexts of a client and those of a server have in common, keys or no keys in the
-kernel: the tokens of PROTOCOL 8, counted out and counted in.
+kernel: the tokens of docs/protocol.md 8, counted out and counted in.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Session:
         self._window = Window(window)
 
     def reversed(self) -> Session:
-        """The session for calls in the other direction on the same keys (PROTOCOL 8):
+        """The session for calls in the other direction on the same keys (docs/protocol.md 8):
         the initiator flipped, send and receive sequences swapped."""
         other = Session(self.context, self.flavor, self.window_size)
         other.initiator = not self.initiator
@@ -112,7 +112,7 @@ class Session:
         """The message in a wrap token of the other side's.
 
         With ``length`` exactly that many bytes; without it, the padding that the sender
-        may have added stays (PROTOCOL 8 does not tell the two apart).
+        may have added stays (docs/protocol.md 8 does not tell the two apart).
         """
         context = self._sealing()
         number, padded = tokens.unwrap(

@@ -14,7 +14,7 @@ class Window:
     """A replay window of ``size`` numbers, at most :data:`LIMIT`, below the highest one seen.
 
     Safe between threads.  Numbers are a sender's, from any first one on: what it begins
-    with the receiver is not told (PROTOCOL 7 has ``send_seq`` only).
+    with the receiver is not told (docs/protocol.md 7 has ``send_seq`` only).
     """
 
     def __init__(self, size: int) -> None:

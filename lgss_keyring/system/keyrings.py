@@ -25,7 +25,7 @@ def link(key: int, keyring: int) -> None:
 
 
 def unlink(key: int, keyring: int) -> None:
-    """Unlink ``key`` from ``keyring``; by type and description (PROTOCOL 7): another one of
+    """Unlink ``key`` from ``keyring``; by type and description (docs/protocol.md 7): another one of
     that name goes instead if it has taken the place."""
     call(f"unlink key {key}", "keyctl_unlink", (SERIAL, SERIAL), key, keyring)
 
@@ -107,8 +107,8 @@ def unlink_requestor(keyrings: tuple[int, ...]) -> None:
     """Take the requestor's keyrings out of our session keyring again.
 
     Before the machine's credential is looked for: with a user's session keyring
-    linked, root would resolve ``KEYRING:session`` to that user's TGT (PROTOCOL
-    10).  A keyring that the front could not link, or that is dead, is no error.  Any other
+    linked, root would resolve ``KEYRING:session`` to that user's TGT
+    (docs/protocol.md 10).  A keyring that the front could not link, or that is dead, is no error.  Any other
     failure is one.
     """
     for keyring in keyrings:

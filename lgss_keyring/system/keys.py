@@ -12,12 +12,12 @@ import errno
 from lgss_keyring.system.libkeyutils import BYTES, SERIAL, SIZE, UNSIGNED, call, fetch
 
 # Answers to an update that mean that nobody waits for this key any more
-# (PROTOCOL 7): ENOKEY also stands for an invalidated and collected key.
+# (docs/protocol.md 7): ENOKEY also stands for an invalidated and collected key.
 GONE = frozenset({errno.EKEYREVOKED, errno.EKEYEXPIRED, errno.EACCES, errno.ENOKEY})
 
 
 def update(key: int, payload: bytes) -> None:
-    """Replace the payload; a ``user`` key loses its timeout by it (PROTOCOL 10)."""
+    """Replace the payload; a ``user`` key loses its timeout by it (docs/protocol.md 10)."""
     call(f"update key {key}", "keyctl_update", (SERIAL, BYTES, SIZE), key, payload, len(payload))
 
 

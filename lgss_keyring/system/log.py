@@ -7,7 +7,7 @@ configuration names one.  Neither :mod:`logging` nor :mod:`syslog`: the first co
 stand between a negotiated context and the key.  Sends here give up at once instead, or,
 when the key has its answer, after :data:`PATIENCE`.
 
-What is logged may come from a hostile user (LESSONS.md), so every value is reduced
+What is logged may come from a hostile user (docs/security.md), so every value is reduced
 to printable ASCII and cut: no value can forge a line or a field.
 """
 

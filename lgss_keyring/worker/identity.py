@@ -1,7 +1,8 @@
 """Becoming the user, with no way back.
 
 A worker that has passed :func:`become` has the user's real, effective and saved
-ids, one group, no capability and no_new_privs (DESIGN, "Privilege separation").
+ids, one group, no capability and no_new_privs (docs/architecture.md,
+"Who runs as whom").
 The C program keeps a saved uid 0 to switch back with; here that part stays with
 another process.
 """
@@ -26,7 +27,8 @@ PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
 
 # What request-key gives us, and nothing inherited beyond it: libkrb5 obeys a
-# dozen variables (LESSONS, CVE-2009-0360).
+# dozen variables (docs/security.md, "What programs of this kind taught":
+# CVE-2009-0360).
 ENVIRONMENT = {"HOME": "/", "PATH": "/sbin:/bin:/usr/sbin:/usr/bin"}
 
 DEFAULT_CONFIG = "/etc/krb5.conf"

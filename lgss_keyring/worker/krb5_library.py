@@ -63,7 +63,7 @@ __all__ = [
     "tgt_of",
 ]
 
-# PROTOCOL 4: a TGT is good while it has left the lesser of these.
+# docs/protocol.md 4: a TGT is good while it has left the lesser of these.
 GOOD_SECONDS = 1800
 GOOD_SHARE = 4
 
@@ -156,7 +156,7 @@ def exists(name: bytes, uid: int) -> bool:
     """Whether resolving ``name`` would find a cache rather than make one.
 
     libkrb5 makes a keyring for a KEYRING cache that is not there, by merely resolving its
-    name (PROTOCOL 10); so this looks for it before, and makes nothing.  True for all other
+    name (docs/protocol.md 10); so this looks for it before, and makes nothing.  True for all other
     types: those are made by writing only.
     """
     kind, _, residual = name.partition(b":")

@@ -50,7 +50,7 @@ class MonitorConnection:
 
     def carry(self, token: bytes) -> tuple[int, bytes]:
         """Let the monitor carry ``token`` to the Lustre server; gives status and reply
-        buffer (PROTOCOL 6).  Raises ChannelError if the write itself failed."""
+        buffer (docs/protocol.md 6).  Raises ChannelError if the write itself failed."""
         if not 0 < len(token) <= worker_messages.TOKEN_LIMIT:
             raise ChannelError(f"a token of {len(token)} bytes cannot be carried", errno=errno.E2BIG)
         self._socket.send(b"T" + token)

@@ -1,4 +1,4 @@
-"""Host names and service names (PROTOCOL 3 and 4), by tables, resolvers and programs."""
+"""Host names and service names (docs/protocol.md 3 and 4), by tables, resolvers and programs."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def host_name(nid: Nid, config: Config) -> str:
 
 
 def own_name(self_nid: int, config: Config) -> str:
-    """This node's host name (PROTOCOL 4): that of its own NID when that is not 0, else
+    """This node's host name (docs/protocol.md 4): that of its own NID when that is not 0, else
     :func:`own_host_name`.  Raises ResolutionError."""
     return host_name(Nid.from_int(self_nid), config) if self_nid else own_host_name(config)
 
 
 def own_host_name(config: Config) -> str:
-    """The canonical host name of this node, by uname(2)'s node name (PROTOCOL 4); that name
+    """The canonical host name of this node, by uname(2)'s node name (docs/protocol.md 4); that name
     as it is without ``[names] canonicalize``.
 
     Raises ResolutionError, after ``[names] timeout`` at the latest.
@@ -129,7 +129,8 @@ def preload(nid: Nid) -> None:
 
 
 def _by_program(nid: Nid, names: Names, hint: str) -> str:
-    """PROTOCOL 3's external program, by an argument vector: no shell (CVE-2020-14342).
+    """The external program of docs/protocol.md 3, by an argument vector: no shell
+    (CVE-2020-14342).
 
     It runs as whom we are.  As root we run nothing that somebody else could have written.
     """

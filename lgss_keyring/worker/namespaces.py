@@ -1,6 +1,6 @@
 """Where a request's credentials live: the namespaces of the process in field 10.
 
-LESSONS, "Whom to believe", is the rule.  For a user's request the worker *enters*
+docs/security.md, "Whom we believe", is the rule.  For a user's request the worker *enters*
 them, while still root, touching no file between that and :func:`identity.become`.
 setns(2) after setuid(2), as the C program does it, gives EPERM.  For the machine's
 credential nobody enters: krb5.conf can name plug-ins to load, so root takes the

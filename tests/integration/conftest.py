@@ -105,7 +105,7 @@ def upcall_processes(site: Site) -> list[int]:
 
 
 def keys_of(uid: int) -> int:
-    """How many keys of ``uid`` there are, by /proc/key-users (PROTOCOL 10)."""
+    """How many keys of ``uid`` there are, by /proc/key-users (docs/protocol.md 10)."""
     for line in Path("/proc/key-users").read_text().splitlines():
         owner, _, counts = line.partition(":")
         if int(owner) == uid:

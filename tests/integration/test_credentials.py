@@ -1,4 +1,4 @@
-"""Whose ticket is taken: PROTOCOL 4, with a real KDC, real keytabs and caches."""
+"""Whose ticket is taken: docs/protocol.md 4, with a real KDC, real keytabs and caches."""
 
 from __future__ import annotations
 

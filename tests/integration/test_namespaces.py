@@ -1,5 +1,5 @@
-"""Credentials of containers: callout field 10, with real namespaces (LESSONS, "Whom to
-believe")."""
+"""Credentials of containers: callout field 10, with real namespaces (docs/security.md,
+"Whom we believe")."""
 
 from __future__ import annotations
 

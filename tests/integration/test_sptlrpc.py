@@ -1,5 +1,5 @@
 """The library over real keys: contexts by real upcalls, messages with a peer in another
-process.  Use cases and operations are the 2008 design's (4, 5.2)."""
+process.  Use cases and operations are those of docs/design-2008.md (4, 5.2)."""
 
 from __future__ import annotations
 
@@ -374,7 +374,7 @@ def reach(work: Callable[[], object]) -> None:
 
 
 def test_revoked_key_does_not_block_its_name(sec: SecurityObject) -> None:
-    """It answers EKEYREVOKED without an upcall as long as it is linked (PROTOCOL 10)."""
+    """It answers EKEYREVOKED without an upcall as long as it is linked (docs/protocol.md 10)."""
     with sec.lookup_ctx() as context:
         context.refresh(10)
         reach(lambda: keyutils.revoke(context.key))

@@ -145,7 +145,7 @@ def kinit_in_session(site: Site, requestor: Requestor) -> None:
 
 
 def test_a_credential_only_in_the_requestors_session_keyring(site: Site, session_caches: Upcalls) -> None:
-    """The front's links keep it in reach (PROTOCOL 10)."""
+    """The front's links keep it in reach (docs/protocol.md 10)."""
     with Requestor(USER_UID) as user:
         without = user.ask(session_caches.name(), user_callout())
         assert isinstance(payload.unpack(without.data), payload.FailurePayload)
@@ -385,7 +385,7 @@ def test_service_of_roots_that_works_for_a_user_lends_him_nothing(
 
 
 def test_lgssc_is_instantiated_without_a_payload(site: Site, root: Requestor) -> None:
-    """PROTOCOL 7: no payload. A user key must have one, so the kernel refuses that; the
+    """docs/protocol.md 7: no payload. A user key must have one, so the kernel refuses that; the
     rest of the rule needs a kernel with that type (tests/vm)."""
     with site.upcalls(told_type="lgssc") as upcalls:
         answer = root.ask(upcalls.name(), machine_callout())
@@ -394,7 +394,7 @@ def test_lgssc_is_instantiated_without_a_payload(site: Site, root: Requestor) ->
 
 
 def test_requestors_keyrings_are_out_of_the_machines_reach(site: Site, root: Requestor) -> None:
-    """PROTOCOL 10's danger: with the requestor's session keyring linked, root would resolve
+    """The danger of docs/protocol.md 10: with the requestor's session keyring linked, root would resolve
     KEYRING:session to what is in there.  A user's request needs that link, a machine's
     must have lost it when it goes to work."""
     site.realm.kinit("alice", 0, 0)

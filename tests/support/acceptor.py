@@ -88,7 +88,7 @@ class Acceptor:
 
     ``window`` is the sequence window offered; ``contexts_file`` gets a JSON line for
     each established context: handle, initiator, target, enctype, endtime and
-    ``context``, the acceptor's side of PROTOCOL 7's ctx in hex.
+    ``context``, the acceptor's side of the ctx of docs/protocol.md 7 in hex.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 A stage has the layout of ``make install``, so what tests, demo and bench run is what
 a user runs: one folder with the front, the package and its dependencies, the last
 two as links.  The interpreter cannot be named in the rule instead: request-key(8)
-passes its base name as argv[0], and it would not find its own library (PROTOCOL 1).
+passes its base name as argv[0], and it would not find its own library (docs/protocol.md 1).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A Lustre server's GSS side, behind `lgss_testmod`: real Kerberos, PROTOCOL 6's replies."""
+"""A Lustre server's GSS side, behind `lgss_testmod`: real Kerberos, the replies of docs/protocol.md 6."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WINDOW = 2048
 def reply(
     major: int = 0, minor: int = 0, window: int = WINDOW, handle: bytes = b"", token: bytes = b""
 ) -> bytes:
-    """PROTOCOL 6's reply buffer."""
+    """The reply buffer of docs/protocol.md 6."""
     head = struct.pack("=IIIII", 0, major, minor, window, len(handle))
     return head + _padded(handle) + struct.pack("=I", len(token)) + _padded(token)
 

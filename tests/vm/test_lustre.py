@@ -32,8 +32,8 @@ from test_product import (
 from testmod import DEBUG_LEVEL, PARAMETERS, Report, TokenRequest, trigger
 
 from lgss_keyring.formats import payload
+from lgss_keyring.formats.nid import Nid
 from lgss_keyring.formats.payload import ContextPayload, FailurePayload, Krb5Context
-from lgss_keyring.worker.nid import Nid
 from tests.support import table
 from tests.support.requestor import Requestor
 
@@ -243,7 +243,7 @@ def test_a_hundred_at_once_of_ten_users_and_root(server: LustreServer) -> None:
 
 def test_user_without_a_ticket_and_the_next_request(server: LustreServer) -> None:
     """The kernel has unlinked the failed key; whoever unlinked it again would hit the next
-    one of that name, which then hangs (PROTOCOL 7). So ask for one name, at once."""
+    one of that name, which then hangs (docs/protocol.md 7). So ask for one name, at once."""
     secid = next(_secid)
     times = []
     for _ in range(15):

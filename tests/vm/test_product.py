@@ -20,7 +20,7 @@ import pytest
 
 from lgss_keyring.formats import payload
 from lgss_keyring.formats.callout import format_callout
-from lgss_keyring.worker.nid import Nid
+from lgss_keyring.formats.nid import Nid
 from tests.support import requestor
 from tests.support.realm import Realm
 from tests.support.requestor import Answer, Requestor

@@ -1,7 +1,7 @@
 """The kernel test module's behaviours, shown with plain keyctl and a shell handler.
 
 Runs inside the virtual machine. Nothing of the product takes part: what these
-tests show is that the module does what PROTOCOL.md says a Lustre kernel does.
+tests show is that the module does what docs/protocol.md says a Lustre kernel does.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ def trigger(
 
 
 class ChannelRecord(ctypes.Structure):
-    """What one write to init_channel consists of (PROTOCOL.md 6)."""
+    """What one write to init_channel consists of (docs/protocol.md 6)."""
 
     _fields_ = [
         ("version", ctypes.c_uint32),

@@ -1,4 +1,4 @@
-"""Key derivation of RFC 3961, as Lustre uses it for all of its enctypes (PROTOCOL 7)."""
+"""Key derivation of RFC 3961, as Lustre uses it for all of its enctypes (docs/protocol.md 7)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def derive_key(key: bytes, constant: bytes) -> bytes:
 
 
 def derive_lustre_keys(key: bytes, enctype: int) -> Krb5Keys:
-    """Ke, Ki and Kc of PROTOCOL 7 from the context's ``key``.
+    """Ke, Ki and Kc of docs/protocol.md 7 from the context's ``key``.
 
     Raises MechanismError for an enctype that Lustre's kernel does not know.
     """

@@ -1,4 +1,4 @@
-"""Lustre's krb5 message tokens (PROTOCOL 8): MIC, wrap and wrap bulk.
+"""Lustre's krb5 message tokens (docs/protocol.md 8): MIC, wrap and wrap bulk.
 
 Every token begins with 16 bytes, big-endian:
 

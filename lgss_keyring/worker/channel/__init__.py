@@ -46,7 +46,7 @@ class Reply(Record):
     proof: tuple[bytes, bytes] | None = None
 
 
-# By the type of key that asks (DESIGN, "Two kinds of key").
+# By the type of key that asks (docs/architecture.md, "Decisions, and why").
 CHANNELS = {"user": "rpcsec_gss", "lgssc": "lustre"}
 
 

@@ -1,4 +1,4 @@
-"""Lustre's own channel: one write to init_channel is one round trip (PROTOCOL 6).
+"""Lustre's own channel: one write to init_channel is one round trip (docs/protocol.md 6).
 
 Only root may write there, while everything of a reply is read by the user: so this part,
 in the worker, hands each token to the monitor, which writes it
@@ -71,7 +71,7 @@ class LustreChannel:
 
 
 def parse_reply(data: bytes) -> Reply:
-    """Decode PROTOCOL 6's reply buffer; raises ChannelError (EPROTO)."""
+    """Decode the reply buffer of docs/protocol.md 6; raises ChannelError (EPROTO)."""
     try:
         zero, major, minor, window, length = struct.unpack_from("=IIIII", data)
         if zero:

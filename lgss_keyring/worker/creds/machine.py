@@ -1,4 +1,4 @@
-"""The credential of the machine (PROTOCOL 4, root credentials).
+"""The credential of the machine (docs/protocol.md 4, root credentials).
 
 Looked for in this order, and the first that is there is taken:
 
@@ -12,7 +12,8 @@ Whoever finds no good TGT there takes a lock, looks again, asks the KDC, writes 
 beside it and renames it: a crash at any point leaves the old cache or none, the kernel
 drops the lock, and a hundred upcalls of one mount make one AS exchange.  The lock is no
 promise, though: who waits for it longer than :data:`LOCK_PATIENCE` asks the KDC itself
-(LESSONS: one dead KDC stalled every upcall of root).
+(with the C program one dead KDC stalls every upcall of root: docs/security.md,
+"What programs of this kind taught").
 
 A keytab in a container (:class:`~lgss_keyring.formats.config.ContainerKrb5`) is used alone,
 without any cache of the host.
@@ -96,7 +97,7 @@ def _by_keytab(context: _krb5.Context, config: Config, fits: Fit, report: Report
 
 
 class Fit:
-    """Which principals may stand for this machine (PROTOCOL 4)."""
+    """Which principals may stand for this machine (docs/protocol.md 4)."""
 
     def __init__(self, context: _krb5.Context, request: UpcallRequest, config: Config) -> None:
         self._request = request

@@ -1,4 +1,4 @@
-"""The credential of an ordinary user, looked for as that user (PROTOCOL 4).
+"""The credential of an ordinary user, looked for as that user (docs/protocol.md 4).
 
 His default cache, as libkrb5 computes it for the uid that this process has become, if it
 holds a valid credential, or his client keytab gives one (of a collection the cache that

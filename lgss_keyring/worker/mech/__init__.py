@@ -36,7 +36,7 @@ if TYPE_CHECKING:
             """The error for a failure status from the acceptor, its error token read."""
 
         def export(self) -> tuple[bytes, int]:
-            """The kernel's ctx (PROTOCOL 7) and the endtime in seconds since the
+            """The kernel's ctx (docs/protocol.md 7) and the endtime in seconds since the
             epoch; the context is used up by it."""
 
     class Mechanism(Protocol):
@@ -57,7 +57,7 @@ MECHANISMS = {"krb5": "krb5", "gssnull": "gssnull"}
 
 
 def load(name: str) -> Mechanism:
-    """The mechanism of that name (PROTOCOL 2, field 1), loaded when first needed.
+    """The mechanism of that name (docs/protocol.md 2, field 1), loaded when first needed.
 
     Raises :class:`MechanismError` for one that this version does not have.
     """

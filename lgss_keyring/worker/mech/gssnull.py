@@ -1,4 +1,4 @@
-"""Lustre's null mechanism (PROTOCOL 7): a token there and back, and no protection.
+"""Lustre's null mechanism (docs/protocol.md 7): a token there and back, and no protection.
 
 For tests of a Lustre site that is not to depend on Kerberos yet, and the proof that
 the rooms above need not know which mechanism they drive.

@@ -158,7 +158,7 @@ class Krb5Initiator:
         )
 
     def export(self) -> tuple[bytes, int]:
-        """The version 2 context of PROTOCOL 7 and its endtime; uses the context up."""
+        """The version 2 context of docs/protocol.md 7 and its endtime; uses the context up."""
         assert self._context is not None
         context, self._context = self._context, None
         try:

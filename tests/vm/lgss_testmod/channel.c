@@ -21,7 +21,7 @@ module_param(answer_limit_ms, uint, 0644);
 MODULE_PARM_DESC(answer_limit_ms, "how long a write to init_channel waits for the acceptor");
 
 /*
- * What is written to init_channel (PROTOCOL.md 6). The addresses are the writing
+ * What is written to init_channel (docs/protocol.md 6). The addresses are the writing
  * process's. The compiler's own padding is the interface: it is a C structure.
  */
 struct channel_record {

@@ -2,7 +2,7 @@
 /*
  * lgss_testmod: the kernel side of Lustre's GSS interface, for tests.
  *
- * Written from the project's PROTOCOL.md (sections 1, 2, 6, 7 and 10), which
+ * Written from docs/protocol.md (sections 1, 2, 6, 7 and 10), which
  * describes what user space sees; nothing here comes from Lustre's source.
  * README.md beside this file is the interface to user space.
  */
