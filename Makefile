@@ -14,7 +14,9 @@ MANDIR = $(PREFIX)/share/man
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # Python without an ending, which ruff does not find by itself.
 SCRIPTS := tests/vm/build tests/vm/vm tests/vm/check
-DEPENDENCIES := gssapi krb5 python-daemon click cryptography
+# pyproject.toml has the list. An interpreter without tomllib is refused by a recipe, in words.
+dependencies = $(shell $(1) -c 'import shlex, tomllib; \
+	print(shlex.join(tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]))' 2>/dev/null)
 
 # The interpreter itself, not a shim or a venv's link: it goes into a shebang.
 REAL_PYTHON = $(shell $(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable))')
@@ -35,7 +37,7 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@echo 'setup: building $(VENV) (gssapi is compiled, this takes some minutes once)'
 	@$(PYTHON) -c 'import sys; sys.exit("setup: Python 3.11 or newer is needed; PYTHON=... chooses one" if sys.version_info < (3, 11) else 0)'
 	@$(REAL_PYTHON) -m venv $(VENV)
-	@$(PIP) wheel --find-links $(VENV)/wheels --wheel-dir $(VENV)/wheels $(DEPENDENCIES)
+	@$(PIP) wheel --find-links $(VENV)/wheels --wheel-dir $(VENV)/wheels $(call dependencies,$(BIN)/python)
 	@$(PIP) install --find-links $(VENV)/wheels --editable '.[dev]'
 	@touch $@
 
@@ -69,7 +71,7 @@ wheels:
 install: wheels ## install for request-key(8), under PREFIX and DESTDIR
 	rm -rf '$(DESTDIR)$(LIBDIR)'
 	install -d '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(SBINDIR)' '$(DESTDIR)$(SYSCONFDIR)/request-key.d' '$(DESTDIR)$(MANDIR)/man5' '$(DESTDIR)$(MANDIR)/man8'
-	$(INSTALL_PYTHON) -m pip -qq --disable-pip-version-check install --no-index --find-links '$(WHEELS)' --no-compile --root-user-action ignore --target '$(DESTDIR)$(LIBDIR)' $(DEPENDENCIES)
+	$(INSTALL_PYTHON) -m pip -qq --disable-pip-version-check install --no-index --find-links '$(WHEELS)' --no-compile --root-user-action ignore --target '$(DESTDIR)$(LIBDIR)' $(call dependencies,$(INSTALL_PYTHON))
 	rm -rf '$(DESTDIR)$(LIBDIR)/bin'
 	tar -c --exclude __pycache__ lgss_keyring | tar -x --no-same-owner -C '$(DESTDIR)$(LIBDIR)'
 	for program in lgss_keyring lgssd; do \
