@@ -46,7 +46,7 @@ class Reply(Record):
     proof: tuple[bytes, bytes] | None = None
 
 
-# By the type of key that asks (docs/architecture.md, "Decisions, and why").
+# By the type of key that asks (docs/architecture.md, "Two kinds of key").
 CHANNELS = {"user": "rpcsec_gss", "lgssc": "lustre"}
 
 
