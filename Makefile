@@ -41,8 +41,13 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@$(PIP) install --find-links $(VENV)/wheels --editable '.[dev]'
 	@touch $@
 
-demo: setup ## show the main job on this machine, then clean up
+demo: root-for-demo setup ## show the main job on this machine, then clean up (KEEP=1: wait for Enter before)
 	@$(BIN)/python -m tests.support.demo
+
+# Said before anything is compiled.
+.PHONY: root-for-demo
+root-for-demo:
+	@[ "$$(id -u)" = 0 ] || { echo 'make demo needs root: it installs a request-key rule, and acts as two users' >&2; exit 1; }
 
 lint: setup ## ruff and mypy --strict
 	$(BIN)/ruff check . $(SCRIPTS)
