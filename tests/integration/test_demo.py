@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from tests.support.stage import CHECKOUT
 
 COMMAND = [sys.executable, "-m", "tests.support.demo"]
 
@@ -47,6 +51,59 @@ def test_to_its_end() -> None:
     ):
         assert words in done.stdout, words
     assert leftovers() <= before
+
+
+def test_time_line_is_in_the_order_of_what_happened() -> None:
+    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    for start in (number for number, line in enumerate(lines) if line.endswith("request_key() is called")):
+        steps = lines[start : lines.index("", start)]
+        times = [float(step.split()[0]) for step in steps]
+        assert times == sorted(times), steps
+        assert "the key is instantiated" in steps[1] and "the caller goes on" in steps[2], steps
+        assert "established" in steps[-1], steps
+
+
+def test_kept_until_enter() -> None:
+    before = leftovers()
+    demo = subprocess.Popen(
+        COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "KEEP": "1"}
+    )
+    assert demo.stdin is not None and demo.stdout is not None
+    output = ""
+    while "docs/by-hand.md" not in output:
+        line = demo.stdout.readline()
+        assert line, output
+        output += line
+    assert demo.poll() is None
+    # What it says can be typed.
+    told = re.search(r"keyctl request2 user \S+:root \S+ @s", output)
+    assert told, output
+    done = subprocess.run(
+        ["keyctl", "session", "-", "sh", "-c", told[0]], capture_output=True, text=True, timeout=20
+    )
+    assert done.stdout.strip().isdecimal(), done.stdout + done.stderr
+    rest, _ = demo.communicate("\n", timeout=20)
+    assert rest.splitlines()[-1] == "demo: 2 established, 0 failed"
+    assert leftovers() <= before
+
+
+def test_who_is_not_root_is_told_before_anything_is_built(tmp_path: Path) -> None:
+    other = tmp_path / "id"
+    other.write_text("#!/bin/sh\necho 1000\n")
+    other.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    # An empty folder as virtual environment: what is not there would have to be built.
+    done = subprocess.run(
+        ["make", "-C", str(CHECKOUT), "demo", f"VENV={tmp_path}/none"],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=10,
+    )
+    assert done.returncode != 0
+    assert "make demo needs root" in done.stderr
+    assert "building" not in done.stdout and not (tmp_path / "none").exists()
 
 
 def test_interrupted() -> None:

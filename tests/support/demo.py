@@ -1,24 +1,36 @@
-"""``make demo``: the main job on this machine, shown to a person."""
+"""``make demo``: the main job on this machine, shown to a person.
+
+With ``KEEP=1`` in the environment (``make demo KEEP=1``) the realm, the acceptor, the rule and
+the keys stay until Enter is pressed, and the demo says how to go on by hand.
+"""
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import datetime
 from types import FrameType
 
+from lgss_keyring.formats.callout import parse_callout
 from lgss_keyring.formats.crypto import tokens
 from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.formats.nid import Nid
 from lgss_keyring.formats.payload import ContextPayload, Krb5Context, unpack
 from tests.support.realm import RealmError
 from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
-from tests.support.stage import TestingError
+from tests.support.stage import CHECKOUT, TestingError
 
 END = "::end"
+PAYLOAD = "lgss_keyring.cli.payload"
+
+FLAGS = {"r": "root", "m": "a metadata server", "o": "an object server"}
+SERVICE_TYPES = {"n": "null", "a": "authentication", "i": "integrity", "p": "privacy", "-": "not given"}
+SERVICES = ("MGS: lustre_mgs", "MDS: lustre_mds", "OSS: lustre_oss")
 
 
 class Shell:
@@ -66,61 +78,112 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def show(site: Site, upcalls: Upcalls, who: str, uid: int, callout: str) -> bool:
+def explain(callout: str) -> None:
+    """Print callout info field by field."""
+    fields = parse_callout(callout)
+    meanings = (
+        "number of the security object that asks",
+        "mechanism",
+        "uid that the context is for",
+        "its gid",
+        "flags: " + (", ".join(FLAGS[flag] for flag in fields.flags) or "none, an ordinary user"),
+        "protection: " + SERVICE_TYPES[fields.service_type],
+        "Lustre service: " + SERVICES[fields.lustre_service],
+        f"NID of the server: {Nid.from_int(fields.target_nid)}",
+        "name of the target",
+        f"NID of this node: {Nid.from_int(fields.self_nid)}",
+        "thread whose namespaces have the credentials; 0: do not look",
+        "client's uuid",
+    )
+    say("Its callout info, field by field:")
+    for number, (text, meaning) in enumerate(zip(callout.split(":"), meanings, strict=True)):
+        say(f"  {number:2}  {text or '(empty)':38}{meaning}")
+
+
+def time_line(key: int, started: float, blocked: float, events: list[dict[str, str]]) -> None:
+    """Print what happened, in its order; ``started`` in seconds since the epoch, ``blocked``
+    in seconds from then on."""
+    back = blocked * 1000
+    steps = [(0.0, "request_key() is called"), (back, "keyctl is back with the key: the caller goes on")]
+    for event in events:
+        logged = datetime.strptime(event["time"], "%Y-%m-%dT%H:%M:%S.%f").timestamp() - started
+        when = max(logged, 0.0) * 1000
+        if event.get("LGSS_STEP") == "instantiated":
+            # The child logs this later, when it has a log, and counts LGSS_MS from the moment
+            # at which it learned it; and that may be later than the caller's return.
+            steps.insert(1, (min(max(when - float(event["LGSS_MS"]), 0.0), back), "the key is instantiated"))
+            steps.append((max(when, back), "the child is a daemon and has read its configuration"))
+        else:
+            steps.append((when, event["message"].removeprefix(f"key {key}: ")))
+    say("\n        ms")
+    for when, text in sorted(steps, key=lambda step: step[0]):
+        say(f"  {when:8.1f}  {text}")
+
+
+def show(site: Site, upcalls: Upcalls, shell: Shell, callout: str) -> bool:
     """One identity's part; whether a context was established and found again."""
-    say(f"\n=== {who}\n")
-    shell = Shell(uid)
-    try:
-        description = upcalls.name()
-        command = f"keyctl request2 user {shlex.quote(description)} {shlex.quote(callout)} @s"
-        say(f"$ {command}")
-        started = time.time()
-        key = int(shell.run(command))
-        blocked = time.time() - started
-        say(f"{key}")
-        events = upcalls.events(key, 10)
-        say("\n        ms")
-        steps = [
-            (0.0, "request_key() is called"),
-            (blocked * 1000, "keyctl is back with the key: the caller goes on"),
-        ]
-        for event in events:
-            when = datetime.strptime(event["time"], "%Y-%m-%dT%H:%M:%S.%f").timestamp() - started
-            steps.append((max(when, 0.0) * 1000, event["message"].removeprefix(f"key {key}: ")))
-        for when, text in sorted(steps, key=lambda step: step[0]):
-            say(f"  {when:8.1f}  {text}")
-        if events[-1].get("LGSS_STEP") != "updated":
-            return False
+    description = upcalls.name()
+    command = f"keyctl request2 user {shlex.quote(description)} {shlex.quote(callout)} @s"
+    say(f"$ {command}")
+    started = time.time()
+    key = int(shell.run(command))
+    blocked = time.time() - started
+    say(f"{key}\n")
+    explain(callout)
+    events = upcalls.events(key, 10)
+    time_line(key, started, blocked, events)
+    if events[-1].get("LGSS_STEP") != "updated":
+        return False
 
-        say("\nThe key in /proc/keys:")
-        say(f"  {shell.run(f'grep {key:08x} /proc/keys')}")
+    say("\nThe key in /proc/keys:")
+    say(f"  {shell.run(f'grep {key:08x} /proc/keys')}")
 
-        say(f"\nIts payload ($ keyctl pipe {key} | python3 -m lgss_keyring.cli.payload -):")
-        hexadecimal = shell.run(f"keyctl pipe {key} | od -An -v -tx1 | tr -d ' \\n'; echo")
-        printed = subprocess.run(
-            [sys.executable, "-m", "lgss_keyring.cli.payload", "-"],
-            input=hexadecimal,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        say("".join(f"  {line}\n" for line in printed.stdout.splitlines()).rstrip("\n"))
-        prove(site, bytes.fromhex(hexadecimal))
+    say(f"\nIts payload ($ keyctl pipe {key} | python3 -m {PAYLOAD} -):")
+    hexadecimal = shell.run(f"keyctl pipe {key} | od -An -v -tx1 | tr -d ' \\n'; echo")
+    printed = subprocess.run(
+        [sys.executable, "-m", PAYLOAD, "-"], input=hexadecimal, capture_output=True, text=True, check=True
+    )
+    say("".join(f"  {line}\n" for line in printed.stdout.splitlines()).rstrip("\n"))
+    prove(site, bytes.fromhex(hexadecimal))
 
-        say("\nOnce more:")
-        before = len(upcalls.log())
-        started = time.time()
-        again = int(shell.run(command))
-        took = (time.time() - started) * 1000
-        time.sleep(0.2)
-        upcall_made = len(upcalls.log()) != before
-        say(
-            f"  the same key {again}, after {took:.1f} ms, "
-            + ("AFTER AN UPCALL" if upcall_made else "without an upcall")
-        )
-        return again == key and not upcall_made
-    finally:
-        shell.close()
+    say("\nOnce more:")
+    before = len(upcalls.log())
+    started = time.time()
+    again = int(shell.run(command))
+    took = (time.time() - started) * 1000
+    time.sleep(0.2)
+    upcall_made = len(upcalls.log()) != before
+    say(
+        f"  the same key {again}, after {took:.1f} ms, "
+        + ("AFTER AN UPCALL" if upcall_made else "without an upcall")
+    )
+    return again == key and not upcall_made
+
+
+def keep(site: Site, upcalls: Upcalls) -> None:
+    """Say how to go on by hand, and wait for Enter."""
+    as_user = f"setpriv --reuid {USER_UID} --regid {USER_UID} --clear-groups"
+    say(
+        f"""
+=== all of this stays up until you press Enter here
+
+In another terminal, as root, in {CHECKOUT}:
+
+  export KRB5_CONFIG={site.realm.krb5_conf}
+  keyctl session - sh           # a session keyring of your own: its keys end with that shell
+  keyctl request2 user {upcalls.name("root")} {machine_callout()} @s
+  keyctl show
+  keyctl pipe KEY | {sys.executable} -m {PAYLOAD} -
+  tail -f {upcalls.log_file}
+
+and as alice, uid {USER_UID}, who has a ticket:
+
+  {as_user} keyctl session - sh
+  klist; keyctl request2 user {upcalls.name("alice")} {user_callout()} @s
+
+Names of keys begin with {upcalls.tag} here. docs/by-hand.md tells more."""
+    )
+    sys.stdin.readline()
 
 
 def prove(site: Site, data: bytes) -> None:
@@ -167,6 +230,9 @@ class Interruption:
 def main() -> int:
     """Run the demo; the exit status."""
     interruption = Interruption()
+    if os.geteuid() != 0:
+        say("make demo needs root: it installs a request-key rule, and acts as two users")
+        return 1
     established = failed = 0
     with ExitStack() as stack:
         try:
@@ -182,13 +248,17 @@ def main() -> int:
                 ("root, with the machine's keytab (flags r)", 0, machine_callout()),
                 (f"an ordinary user (uid {USER_UID}), with a ticket", USER_UID, user_callout()),
             ):
+                say(f"\n=== {who}\n")
                 try:
-                    good = show(site, upcalls, who, uid, callout)
+                    shell = stack.enter_context(closing(Shell(uid)))
+                    good = show(site, upcalls, shell, callout)
                 except (TestingError, LgssError) as error:
                     say(f"failed: {error}")
                     good = False
                 established += good
                 failed += not good
+            if os.environ.get("KEEP", "") not in ("", "0"):
+                keep(site, upcalls)
         except KeyboardInterrupt:
             say("\ninterrupted; cleaning up")
             failed = 2 - established
