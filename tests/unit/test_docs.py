@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+import pytest
 
 from lgss_keyring.formats import config
 from lgss_keyring.formats.errors import Kind
-from tests.support import table
+from tests.support import citations, table
 from tests.support.stage import CHECKOUT, PACKAGE
 
 
@@ -46,3 +49,67 @@ def test_every_test_named_in_security_md_exists() -> None:
     }
     assert len(named) > 40
     assert named <= there, named - there
+
+
+def test_every_document_section_and_heading_that_is_cited_exists() -> None:
+    # This file and the one that looks have examples of what is wrong.
+    own = {Path(__file__).resolve(), Path(citations.__file__).resolve()}
+    sources = [source for source in citations.files() if source not in own]
+    assert len(sources) > 100
+    assert not [
+        fault for source in sources for fault in citations.faults(source.read_text(errors="replace"), source)
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "see docs/nowhere.md",
+        "(docs/protocol.md 99)",
+        "(docs/protocol.md 3 and 99)",
+        "docs/protocol.md (sections 1, 2, 99)",
+        "docs/protocol.md describes it (sections 1, 99)",
+        "docs/protocol.md, section 99",
+        "# as docs/protocol.md\n    # 99 says",
+        " * docs/design-2008.md\n * 5.2.9",
+        'docs/security.md, "No such heading"',
+        'docs/security.md,\n"No such heading"',
+        "docs/security.md 1",
+        "as PROTOCOL.md says",
+        "(PROTOCOL 7)",
+        'LESSONS, "Whom to believe"',
+        "vectors in ../shared/vectors",
+        "[elsewhere](nowhere.md)",
+        "[section](protocol.md#99)",
+    ],
+)
+def test_citation_of_what_is_not_there_is_found(text: str) -> None:
+    assert list(citations.faults(text, CHECKOUT / "docs/some.md"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "docs/protocol.md 7: no read for lgssc",
+        "docs/protocol.md 2, field 4",
+        "docs/protocol.md 3 and 4",
+        "docs/design-2008.md 4, 5.1 to 5.8)",
+        "(docs/design-2008.md 5.2.1)",
+        "Updates (docs/protocol.md 10).  To be",
+        "[section 7](protocol.md#7), [design](design-2008.md)",
+        "[Lustre](https://jira.whamcloud.com)",
+    ],
+)
+def test_good_citation_is_no_fault(text: str) -> None:
+    assert not list(citations.faults(text, CHECKOUT / "docs/some.md"))
+
+
+def test_every_file_and_test_named_in_the_retold_design_exists() -> None:
+    text = (CHECKOUT / "docs/design-2008.md").read_text()
+    paths = re.findall(r"`((?:\w+/)*\w+\.py|(?:\w+/)+)`", text)
+    assert len(paths) > 30
+    assert not [path for path in paths if not (PACKAGE / path).exists() and not (CHECKOUT / path).exists()]
+    tests = "".join(source.read_text() for source in (CHECKOUT / "tests/integration").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", text)
+    assert len(named) > 15
+    assert not [name for name in named if f"def {name}(" not in tests]
