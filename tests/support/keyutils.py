@@ -34,7 +34,8 @@ def _call(name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | Non
 
 def _fetch(name: str, key: int) -> bytes:
     buffer = ctypes.create_string_buffer(1 << 16)
-    return buffer.raw[: _call(name, key, buffer, len(buffer))]
+    length = _call(name, key, buffer, len(buffer))
+    return buffer.raw[:length]
 
 
 def add_key(description: bytes, payload: bytes, keyring: int, key_type: bytes = b"user") -> int:
