@@ -1,5 +1,6 @@
-"""The child: from the front's arguments to the key's answer (docs/architecture.md,
-"One upcall").
+"""The child: from the front's arguments to the key's answer.
+
+docs/architecture.md, "One upcall", shows where it stands.
 
 Three processes stand here one after the other.  The child of the front becomes a
 daemon (python-daemon forks twice for that), which is the monitor of

@@ -1,10 +1,9 @@
 """Becoming the user, with no way back.
 
 A worker that has passed :func:`become` has the user's real, effective and saved
-ids, one group, no capability and no_new_privs (docs/architecture.md,
-"Who runs as whom").
-The C program keeps a saved uid 0 to switch back with; here that part stays with
-another process.
+ids, one group, no capability and no_new_privs (docs/architecture.md, "Privilege
+separation").  The C program keeps a saved uid 0 to switch back with; here that part
+stays with another process.
 """
 
 from __future__ import annotations
@@ -26,9 +25,8 @@ PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
 
-# What request-key gives us, and nothing inherited beyond it: libkrb5 obeys a
-# dozen variables (docs/security.md, "What programs of this kind taught":
-# CVE-2009-0360).
+# What request-key gives us, and nothing inherited beyond it: libkrb5 obeys a dozen
+# variables (CVE-2009-0360: docs/security.md, "What programs of this kind taught").
 ENVIRONMENT = {"HOME": "/", "PATH": "/sbin:/bin:/usr/sbin:/usr/bin"}
 
 DEFAULT_CONFIG = "/etc/krb5.conf"

@@ -129,10 +129,10 @@ def preload(nid: Nid) -> None:
 
 
 def _by_program(nid: Nid, names: Names, hint: str) -> str:
-    """The external program of docs/protocol.md 3, by an argument vector: no shell
-    (CVE-2020-14342).
+    """The external program of docs/protocol.md 3, by an argument vector: no shell.
 
-    It runs as whom we are.  As root we run nothing that somebody else could have written.
+    (CVE-2020-14342 was a shell in such a place.)  It runs as whom we are.  As root we run
+    nothing that somebody else could have written.
     """
     import subprocess
 
