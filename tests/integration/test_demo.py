@@ -27,7 +27,7 @@ def leftovers() -> set[str]:
                 line = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if any(word in line for word in (b"krb5kdc", b"lgss_keyring.testing", b"lgss_keyring.py")):
+            if any(word in line for word in (b"krb5kdc", b"tests.support.acceptor", b"lgss_keyring.py")):
                 found.add(entry.name)
     return found
 
