@@ -9,7 +9,7 @@ import click
 
 from lgss_keyring.daemon import requests, server
 from lgss_keyring.formats.errors import LgssError
-from lgss_keyring.sptlrpc.pipe import DEFAULT_SOCKET
+from lgss_keyring.formats.pipe import DEFAULT_SOCKET
 from lgss_keyring.system import config_file, keyrings
 from lgss_keyring.system.log import Log
 

@@ -16,7 +16,10 @@ _UPCALL = struct.Struct("=IIIIQ64s")
 UPCALL_SIZE = _UPCALL.size
 assert UPCALL_SIZE == 88
 _HEAD = struct.Struct("=II")
+DEFAULT_SOCKET = "/run/lgssd.socket"
+"""Where lgssd listens, and where the policy `pipe` asks, unless they are told otherwise."""
 DOWNCALL_LIMIT = 8192
+"""Bytes; no downcall is longer."""
 U32 = 2**32 - 1
 
 

@@ -24,7 +24,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DEFAULT_SOCKET = "/run/lgssd.socket"
 CONNECT_TIME = struct.pack("@ll", 1, 0)
 """A struct timeval of a second."""
 LOOK_SECONDS = 0.1
@@ -182,7 +181,7 @@ class PipePolicy(Policy):
 
     name = "pipe"
 
-    def __init__(self, path: str = DEFAULT_SOCKET, upcall_timeout: float = 35.0) -> None:
+    def __init__(self, path: str = pipe.DEFAULT_SOCKET, upcall_timeout: float = 35.0) -> None:
         self._path = path
         self._upcall_timeout = upcall_timeout
         self._alive: set[Context] = set()
