@@ -1,16 +1,17 @@
 """Frozen records without the price of :mod:`dataclasses`.
 
-``dataclasses`` pulls in ``inspect``, ``re`` and ``copy`` (about 8 ms here) and
-``typing.NamedTuple`` pulls in ``typing`` (2.4 ms); both stand on the path between
-a request and its answer.  What is needed of them is little: fields named by
-annotations, immutability, equality and a repr.  Type checkers see a frozen
-dataclass all the same, by PEP 681's ``dataclass_transform``.
+``dataclasses`` imports ``inspect``, ``re`` and ``copy`` (about 8 ms here), and
+``typing.NamedTuple`` needs ``typing`` (2.4 ms).  Both would be paid between a request and
+its answer.  Records need little of that: fields named by annotations, immutability,
+equality and a repr.  Type checkers see a frozen dataclass all the same, by PEP 681's
+``dataclass_transform``.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from inspect import Signature
     from typing import Any, dataclass_transform
 else:
 
@@ -18,18 +19,49 @@ else:
         return lambda cls: cls
 
 
+class _FieldsAsSignature:
+    """The ``__signature__`` of a record's class, made when somebody asks for it: help(),
+    inspect.signature().  Made with the class, it would import ``inspect`` at each upcall."""
+
+    def __get__(self, instance: object, owner: type[Record]) -> Signature:
+        import inspect
+        import typing
+
+        try:
+            types = typing.get_type_hints(owner)
+        except NameError:  # a type that is imported for type checkers only
+            types = {
+                name: text
+                for cls in owner.__mro__
+                for name, text in vars(cls).get("__annotations__", {}).items()
+            }
+        parameter = inspect.Parameter
+        return inspect.Signature(
+            [
+                parameter(
+                    name,
+                    parameter.POSITIONAL_OR_KEYWORD,
+                    default=getattr(owner, name, parameter.empty),
+                    annotation=types[name],
+                )
+                for name in owner._fields
+            ]
+        )
+
+
 @dataclass_transform(frozen_default=True)
 class Record:
-    """Base of frozen value types; fields are the annotations of the subclass.
+    """Base of frozen value types; the annotations of the subclass are its fields.
 
     A class attribute of the field's name is its default.  Positional and keyword
     arguments fill the fields in order.  Raises ``TypeError`` for a missing,
     unknown or repeated field and ``AttributeError`` on any later assignment.
     """
 
+    __signature__ = _FieldsAsSignature()
     _fields: tuple[str, ...] = ()
     _secret: tuple[str, ...] = ()
-    """Fields of keys and the like, which no repr may show: those end up in logs."""
+    """Fields of keys and the like, which no repr may show: what is shown ends up in logs."""
 
     def __init_subclass__(cls) -> None:
         # Not inspect.get_annotations: inspect alone costs 6 ms.
