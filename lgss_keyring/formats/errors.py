@@ -38,15 +38,27 @@ SHORTAGE_HINT = (
 )
 
 
+# The texts of glibc's dynamic loader when mmap(2) fails. dlopen(3) gives no errno, so they are
+# all that an ImportError, or an OSError of ctypes, has.
+_LOADER_TEXTS = ("failed to map segment", "cannot map zero-fill pages", "cannot allocate memory")
+
+
 def shortage(error: BaseException | None) -> int:
-    """The errno of a shortage behind ``error``, or 0: no defect of ours, and to be told as
-    what it is.  ENOMEM for EAGAIN, which would ask the caller to try the same again."""
+    """The errno of the shortage that ``error``, or an error behind it, comes from.
+
+    0 if there is none: then ``error`` may be a defect of ours.  ENOMEM stands for EAGAIN, which
+    would ask the caller to try the same again.
+    """
     while error is not None:
+        text = str(error)
         if isinstance(error, OSError) and error.errno in SHORTAGE:
             return errno.ENOMEM if error.errno == errno.EAGAIN else error.errno
         # CPython's only word for a pthread_create(3) that failed.
-        no_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
-        if no_thread or isinstance(error, MemoryError):
+        no_thread = isinstance(error, RuntimeError) and "start new thread" in text
+        not_loaded = isinstance(error, ImportError | OSError) and any(
+            each in text.lower() for each in _LOADER_TEXTS
+        )
+        if no_thread or not_loaded or isinstance(error, MemoryError):
             return errno.ENOMEM
         error = error.__cause__ or error.__context__
     return 0

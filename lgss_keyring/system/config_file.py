@@ -8,21 +8,23 @@ import stat
 
 from lgss_keyring.formats.config import Config, checked
 from lgss_keyring.formats.errors import ConfigError
+from lgss_keyring.system.limits import CONFIG_BYTES
 
 DEFAULT_PATH = "/etc/lgss_keyring.toml"
-SIZE_LIMIT = 1 << 16
-"""Bytes of the file."""
 
 
 def load(path: str | None = None) -> Config:
-    """The configuration in ``path``; None: that of :data:`DEFAULT_PATH`, if it is there.
+    """The configuration in the file ``path``.
 
-    Raises ConfigError: unreadable, not safe from others, no TOML, unknown keys, wrong values.
+    None means the file :data:`DEFAULT_PATH`, which need not exist; without it all settings have
+    their defaults.  Raises ConfigError: the file is missing, cannot be read, is too big, can be
+    written by others, is no TOML, or has unknown keys or wrong values.
     """
     text = _read(path or DEFAULT_PATH, required=path is not None)
     if text is None:
         return Config()
-    import tomllib  # 14 ms, for those only who have a file
+    # Only here: the import takes 14 ms, and most machines have no such file.
+    import tomllib
 
     where = path or DEFAULT_PATH
     try:
@@ -42,17 +44,17 @@ def _read(path: str, required: bool) -> str | None:
             return None
         raise ConfigError(f"cannot open {path}: {error.strerror}") from error
     try:
-        # The open file, not the path: what is checked is what is read.
+        # The open file is checked, not the path: another file could take the path's place.
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > SIZE_LIMIT:
-            raise ConfigError(f"{path} is no regular file of at most {SIZE_LIMIT} bytes")
+        if not stat.S_ISREG(status.st_mode) or status.st_size > CONFIG_BYTES:
+            raise ConfigError(f"{path} is no regular file of at most {CONFIG_BYTES} bytes")
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
             raise ConfigError(
                 f"{path} decides what root does, but others may write it",
                 hint=f"chown root {path}; chmod go-w {path}",
             )
         data = b""
-        while chunk := os.read(descriptor, SIZE_LIMIT):
+        while chunk := os.read(descriptor, CONFIG_BYTES):
             data += chunk
     finally:
         os.close(descriptor)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from lgss_keyring.formats import config
 from lgss_keyring.formats.errors import ConfigError
-from lgss_keyring.system import config_file
+from lgss_keyring.system import config_file, limits
 
 
 def load(tmp_path: Path, text: str, mode: int = 0o644) -> config.Config:
@@ -92,7 +93,7 @@ def test_only_regular_files_of_a_sane_size(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no regular file"):
         config_file.load(str(tmp_path / "fifo"))
     with pytest.raises(ConfigError, match="no regular file"):
-        load(tmp_path, "#" * (config_file.SIZE_LIMIT + 1))
+        load(tmp_path, "#" * (limits.CONFIG_BYTES + 1))
 
 
 def test_not_utf8(tmp_path: Path) -> None:
@@ -100,3 +101,14 @@ def test_not_utf8(tmp_path: Path) -> None:
     path.write_bytes(b"# \xff")
     with pytest.raises(ConfigError, match="not UTF-8 at byte 2"):
         config_file.load(str(path))
+
+
+def test_the_slowest_file_that_is_taken_costs_no_upcall_its_time(tmp_path: Path) -> None:
+    """The time of tomllib grows with the square of a dotted key's length: 64 kB take 12 s or more."""
+    key = "a." * (limits.CONFIG_BYTES // 2 - 3) + "a=1"
+    started = time.process_time()
+    with pytest.raises(ConfigError, match="unknown section"):
+        load(tmp_path, key)
+    assert time.process_time() - started < 2
+    with pytest.raises(ConfigError, match="at most 8192 bytes"):
+        load(tmp_path, "a." * (limits.CONFIG_BYTES // 2) + "a=1")
