@@ -51,9 +51,13 @@ def serve(
     def serve_as_user(connection: MonitorConnection) -> Established | Failed:
         return work.run(request, settings, monitor, forked, connection)
 
+    subject = f"{'request' if request.description == 'pipe' else 'key'} {request.key}"
+    # A user's worker is under that user's control (docs/security.md, "What runs as whom"): the
+    # line must not read as if root's process had found this out.
+    speaker = "" if request.is_machine else f"worker of uid {request.uid} says: "
+
     def report(level: str, text: str) -> None:
-        what = "request" if request.description == "pipe" else "key"
-        log.event(level, f"{what} {request.key}: {text}", step="negotiation")
+        log.event(level, f"{subject}: {speaker}{text}", step="negotiation")
 
     # The code of a container runs in there (its name service, its plug-ins of libkrb5), as
     # this user but not as confined as he is: at least it shall see no process out here.
