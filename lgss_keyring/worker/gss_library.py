@@ -1,4 +1,4 @@
-"""The raw layer of python-gssapi, loaded without its friendly one (:mod:`._lean`), and what
+"""The raw layer of python-gssapi, loaded without its friendly one (:mod:`.lean_import`), and what
 its errors mean."""
 
 from __future__ import annotations
@@ -7,10 +7,10 @@ import errno
 
 from lgss_keyring.formats.errors import GSS_S_CREDENTIALS_EXPIRED, GSS_S_NO_CRED, Kind, LgssError
 from lgss_keyring.formats.record import Record
-from lgss_keyring.worker import lean_import as _lean
+from lgss_keyring.worker import lean_import
 
 # In this order: the later ones register themselves with the earlier.
-_lean.load(
+lean_import.load(
     "gssapi.raw", ("names", "creds", "sec_contexts", "message", "mech_krb5", "ext_cred_store", "ext_krb5")
 )
 

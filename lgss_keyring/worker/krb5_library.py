@@ -1,4 +1,4 @@
-"""What GSS-API cannot say about caches and keytabs, by the library krb5 (:mod:`._lean`).
+"""What GSS-API cannot say about caches and keytabs, by the library krb5 (:mod:`.lean_import`).
 
 The types below are libkrb5's; a *context* belongs to one thread of one process.
 """
@@ -13,10 +13,9 @@ import time
 from lgss_keyring.formats.errors import CredentialError, Kind, LgssError
 from lgss_keyring.formats.record import Record
 from lgss_keyring.system import keyrings
-from lgss_keyring.worker import gss_library as _gss
-from lgss_keyring.worker import lean_import as _lean
+from lgss_keyring.worker import gss_library, lean_import, limits
 
-_lean.load(
+lean_import.load(
     "krb5", ("_context", "_exceptions", "_principal", "_creds", "_creds_opt", "_ccache", "_cccol", "_kt")
 )
 
@@ -63,10 +62,6 @@ __all__ = [
     "tgt_of",
 ]
 
-# docs/protocol.md 4: a TGT is good while it has left the lesser of these.
-GOOD_SECONDS = 1800
-GOOD_SHARE = 4
-
 
 class Tgt(Record):
     """A ticket-granting ticket of its client's own realm; times in seconds since the epoch."""
@@ -78,7 +73,9 @@ class Tgt(Record):
     def good(self, now: float | None = None) -> bool:
         """Whether it has left at least 30 minutes or a quarter of its lifetime."""
         left = self.end - (time.time() if now is None else now)
-        return left > 0 and left >= min(GOOD_SECONDS, (self.end - self.start) / GOOD_SHARE)
+        return left > 0 and left >= min(
+            limits.GOOD_TICKET_SECONDS, (self.end - self.start) / limits.GOOD_TICKET_DIVISOR
+        )
 
 
 def tgt_of(context: Context, cache: CCache) -> Tgt | None:
@@ -228,7 +225,7 @@ def explain(error: Krb5Error, doing: str, family: type[LgssError]) -> LgssError:
     """``error`` in the words of this package; see :func:`lgss_keyring.worker.gss_library.explain`."""
     # The library appends the number, which says nothing to people.
     text = str(error).removesuffix(f" {error.err_code}")
-    cause = _gss.CAUSES.get(error.err_code)
+    cause = gss_library.CAUSES.get(error.err_code)
     if cause is None:
         return family(f"{doing}: {text}")
     return family(f"{doing}: {text}", errno=cause.errno, kind=cause.kind, hint=cause.hint)

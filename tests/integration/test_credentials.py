@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lgss_keyring.worker.creds.user import FILES_LIMIT
+from lgss_keyring.worker.limits import CACHE_FILES
 from tests.support import keyutils
 from tests.support.realm import Realm
 from tests.support.requestor import Requestor
@@ -547,7 +547,7 @@ def test_client_keytab_where_there_is_no_cache(site: Site) -> None:
 
 def test_files_of_others_hide_nothing(site: Site, upcalls: Upcalls, elsewhere: Callable[..., Path]) -> None:
     stamp = time.monotonic_ns()
-    crowd = [Path(f"/tmp/krb5cc_{stamp}_{number}") for number in range(FILES_LIMIT + 100)]
+    crowd = [Path(f"/tmp/krb5cc_{stamp}_{number}") for number in range(CACHE_FILES + 100)]
     folder = Path(f"/run/user/{USER_UID}")
     folder.mkdir(parents=True)
     try:

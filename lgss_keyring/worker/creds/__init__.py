@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lgss_keyring.worker import gss_library as _gss
+    from lgss_keyring.worker import gss_library
 
 
 class Credential(Record):
@@ -18,5 +18,5 @@ class Credential(Record):
     where that would be the same again.
     """
 
-    handle: _gss.creds.Creds
-    anew: Callable[[], _gss.creds.Creds] | None = None
+    handle: gss_library.creds.Creds
+    anew: Callable[[], gss_library.creds.Creds] | None = None

@@ -11,7 +11,7 @@ The private cache is a file for each principal in /run/lgss (``[krb5] ccache_dir
 Whoever finds no good TGT there takes a lock, looks again, asks the KDC, writes a file
 beside it and renames it: a crash at any point leaves the old cache or none, the kernel
 drops the lock, and a hundred upcalls of one mount make one AS exchange.  The lock is no
-promise, though: who waits for it longer than :data:`LOCK_PATIENCE` asks the KDC itself
+promise, though: who waits for it longer than :data:`~lgss_keyring.worker.limits.LOCK_SECONDS` asks the KDC itself
 (with the C program one dead KDC stalls every upcall of root: docs/security.md,
 "What programs of this kind taught").
 
@@ -30,9 +30,7 @@ import time
 
 from lgss_keyring.formats.config import ContainerKrb5
 from lgss_keyring.formats.errors import CredentialError, Kind, LgssError
-from lgss_keyring.worker import gss_library as _gss
-from lgss_keyring.worker import krb5_library as _krb5
-from lgss_keyring.worker import names
+from lgss_keyring.worker import gss_library, krb5_library, limits, names
 from lgss_keyring.worker.creds import Credential
 
 TYPE_CHECKING = False
@@ -48,8 +46,6 @@ COMPONENTS = {"r": (b"lustre_root", b"host", b"lustre_role"), "m": (b"lustre_mds
 FROM_CACHE = b"lustre_mgs"
 ANY_HOST = b"lustre_role"
 
-LOCK_PATIENCE = 5.0
-
 
 def acquire(request: UpcallRequest, config: Config, service: str, report: Report) -> Credential:
     """A credential for initiating (to any ``service``), its TGT fetched from the KDC if need be.
@@ -57,61 +53,63 @@ def acquire(request: UpcallRequest, config: Config, service: str, report: Report
     Raises CredentialError: no keytab, no fitting entry in it, or the KDC's refusal; and
     ResolutionError if this node's own name is needed and unknown.
     """
-    context = _krb5.init_context()
+    context = krb5_library.init_context()
     fits = Fit(context, request, config)
     krb5 = config.krb5
     if not isinstance(krb5, ContainerKrb5):
         found = _from_cache(context, krb5.ccache.encode(), fits, report)
         if found is not None:
 
-            def without() -> _gss.creds.Creds:
+            def without() -> gss_library.creds.Creds:
                 report(
                     "warning", f"the KDC does not take the cached ticket of {found.client}: using the keytab"
                 )
                 return _by_keytab(context, config, fits, report).handle
 
-            return Credential(_handle(_krb5.into_memory(context, found)), without)
+            return Credential(_handle(krb5_library.into_memory(context, found)), without)
     return _by_keytab(context, config, fits, report)
 
 
-def _by_keytab(context: _krb5.Context, config: Config, fits: Fit, report: Report) -> Credential:
+def _by_keytab(context: krb5_library.Context, config: Config, fits: Fit, report: Report) -> Credential:
     krb5 = config.krb5
     keytab, principal = _keytab_entry(context, krb5.keytab, fits)
     if isinstance(krb5, ContainerKrb5):
-        return Credential(_handle(_krb5.into_memory(context, _ask_kdc(context, keytab, principal, report))))
+        return Credential(
+            _handle(krb5_library.into_memory(context, _ask_kdc(context, keytab, principal, report)))
+        )
     private = PrivateCache(krb5.ccache_directory, krb5.config, krb5.keytab, principal)
 
-    def ask() -> _krb5.Creds:
+    def ask() -> krb5_library.Creds:
         return _ask_kdc(context, keytab, principal, report)
 
     tgt = private.read(context)
     if tgt is None:
-        return Credential(_handle(_krb5.into_memory(context, private.renew(context, ask, report))))
+        return Credential(_handle(krb5_library.into_memory(context, private.renew(context, ask, report))))
 
-    def anew() -> _gss.creds.Creds:
+    def anew() -> gss_library.creds.Creds:
         report("warning", f"the KDC does not take {principal}'s cached ticket: getting a new one")
-        return _handle(_krb5.into_memory(context, private.renew(context, ask, report, stale=tgt)))
+        return _handle(krb5_library.into_memory(context, private.renew(context, ask, report, stale=tgt)))
 
     report("debug", f"a ticket of {principal} is in {private.path}")
-    return Credential(_handle(_krb5.into_memory(context, tgt)), anew)
+    return Credential(_handle(krb5_library.into_memory(context, tgt)), anew)
 
 
 class Fit:
     """Which principals may stand for this machine (docs/protocol.md 4)."""
 
-    def __init__(self, context: _krb5.Context, request: UpcallRequest, config: Config) -> None:
+    def __init__(self, context: krb5_library.Context, request: UpcallRequest, config: Config) -> None:
         self._request = request
         self._config = config
         self._components = {component for flag in request.flags for component in COMPONENTS[flag]}
         realm = request.realm.encode("utf-8", "surrogateescape") if request.realm else None
         try:
-            self._realm = realm or _krb5.get_default_realm(context)
-        except _krb5.Krb5Error as error:
-            raise _krb5.explain(error, "this machine has no default realm", CredentialError) from error
+            self._realm = realm or krb5_library.get_default_realm(context)
+        except krb5_library.Krb5Error as error:
+            raise krb5_library.explain(error, "this machine has no default realm", CredentialError) from error
         self._wanted = _configured(context, config.krb5.principal)
         self._host: bytes | None = None
 
-    def __call__(self, principal: _krb5.Principal, from_cache: bool = False) -> bool:
+    def __call__(self, principal: krb5_library.Principal, from_cache: bool = False) -> bool:
         """Whether ``principal`` fits; asks the name service only if all depends on it."""
         if self._wanted is not None:
             return str(principal) == self._wanted
@@ -142,34 +140,38 @@ class Fit:
         return f"{', '.join(names)} (realm {self._realm.decode('utf-8', 'replace')})"
 
 
-def _configured(context: _krb5.Context, name: str) -> str | None:
+def _configured(context: krb5_library.Context, name: str) -> str | None:
     """``[krb5] principal`` with its realm; None where the rule decides."""
     if not name:
         return None
     try:
-        return str(_krb5.parse_name_flags(context, name.encode()))
-    except _krb5.Krb5Error as error:
-        raise _krb5.explain(error, f"[krb5] principal {name} is no principal", CredentialError) from error
+        return str(krb5_library.parse_name_flags(context, name.encode()))
+    except krb5_library.Krb5Error as error:
+        raise krb5_library.explain(
+            error, f"[krb5] principal {name} is no principal", CredentialError
+        ) from error
 
 
-def _handle(cache: bytes) -> _gss.creds.Creds:
+def _handle(cache: bytes) -> gss_library.creds.Creds:
     try:
-        return _gss.ext_cred_store.acquire_cred_from(
-            {b"ccache": cache}, mechs=[_gss.KRB5], usage="initiate"
+        return gss_library.ext_cred_store.acquire_cred_from(
+            {b"ccache": cache}, mechs=[gss_library.KRB5], usage="initiate"
         ).creds
-    except _gss.GSSError as error:
-        raise _gss.explain(error, "cannot use the machine's ticket", CredentialError) from error
+    except gss_library.GSSError as error:
+        raise gss_library.explain(error, "cannot use the machine's ticket", CredentialError) from error
 
 
-def _from_cache(context: _krb5.Context, name: bytes, fits: Fit, report: Report) -> _krb5.Creds | None:
+def _from_cache(
+    context: krb5_library.Context, name: bytes, fits: Fit, report: Report
+) -> krb5_library.Creds | None:
     """The TGT in ``name`` (empty: root's default cache), if it is good and fits."""
     try:
-        name = name or _krb5.cc_default_name(context) or b""
-        if not _krb5.exists(name, os.getuid()):
+        name = name or krb5_library.cc_default_name(context) or b""
+        if not krb5_library.exists(name, os.getuid()):
             return None
-        with _krb5.own_cache(name, os.getuid()) as safe:
-            tgt = _krb5.tgt_of(context, _krb5.cc_resolve(context, safe))
-    except _krb5.Krb5Error:
+        with krb5_library.own_cache(name, os.getuid()) as safe:
+            tgt = krb5_library.tgt_of(context, krb5_library.cc_resolve(context, safe))
+    except krb5_library.Krb5Error:
         return None
     except LgssError as error:
         report("debug", error.reason)
@@ -184,11 +186,13 @@ def _from_cache(context: _krb5.Context, name: bytes, fits: Fit, report: Report) 
     return tgt.creds
 
 
-def _keytab_entry(context: _krb5.Context, name: str, fits: Fit) -> tuple[_krb5.KeyTab, _krb5.Principal]:
+def _keytab_entry(
+    context: krb5_library.Context, name: str, fits: Fit
+) -> tuple[krb5_library.KeyTab, krb5_library.Principal]:
     """The keytab, and the principal of its first fitting entry."""
     _check_readable(name)
     try:
-        keytab = _krb5.kt_resolve(context, name.encode())
+        keytab = krb5_library.kt_resolve(context, name.encode())
         # One entry for each enctype: ask once for each principal.
         seen: dict[str, bool] = {}
         for entry in keytab:
@@ -199,9 +203,9 @@ def _keytab_entry(context: _krb5.Context, name: str, fits: Fit) -> tuple[_krb5.K
                 if seen[text]:
                     # A copy: the library frees an entry's principal with the entry
                     # (krb5 0.10; a crash of the worker, seen).
-                    return keytab, _krb5.copy_principal(context, principal)
-    except _krb5.Krb5Error as error:
-        raise _krb5.explain(error, f"cannot read keytab {name}", CredentialError) from error
+                    return keytab, krb5_library.copy_principal(context, principal)
+    except krb5_library.Krb5Error as error:
+        raise krb5_library.explain(error, f"cannot read keytab {name}", CredentialError) from error
     raise CredentialError(
         f"keytab {name} has none of the principals {fits}; it has {', '.join(sorted(seen)[:5]) or 'nothing'}",
         kind=Kind.NOT_IN_KEYTAB,
@@ -210,14 +214,17 @@ def _keytab_entry(context: _krb5.Context, name: str, fits: Fit) -> tuple[_krb5.K
 
 
 def _ask_kdc(
-    context: _krb5.Context, keytab: _krb5.KeyTab, principal: _krb5.Principal, report: Report
-) -> _krb5.Creds:
+    context: krb5_library.Context,
+    keytab: krb5_library.KeyTab,
+    principal: krb5_library.Principal,
+    report: Report,
+) -> krb5_library.Creds:
     report("debug", f"getting a ticket for {principal} from the KDC")
     try:
-        options = _krb5.get_init_creds_opt_alloc(context)
-        return _krb5.get_init_creds_keytab(context, principal, options, keytab)
-    except _krb5.Krb5Error as error:
-        raise _krb5.explain(
+        options = krb5_library.get_init_creds_opt_alloc(context)
+        return krb5_library.get_init_creds_keytab(context, principal, options, keytab)
+    except krb5_library.Krb5Error as error:
+        raise krb5_library.explain(
             error, f"cannot get a ticket for {principal} by the machine's keytab", CredentialError
         ) from error
 
@@ -233,23 +240,25 @@ class PrivateCache:
         name = "".join(c if c.isalnum() or c in "._-@" else "_" for c in str(identity[-1]))[:100]
         self.path = f"{directory}/{name}.{hashlib.sha256(told).hexdigest()[:12]}"
 
-    def read(self, context: _krb5.Context) -> _krb5.Creds | None:
+    def read(self, context: krb5_library.Context) -> krb5_library.Creds | None:
         """The TGT in it, if it is good."""
         try:
             if not os.path.exists(self.path) or not _safe(self._directory):
                 return None
-            tgt = _krb5.tgt_of(context, _krb5.cc_resolve(context, b"FILE:" + self.path.encode()))
-        except _krb5.Krb5Error:
+            tgt = krb5_library.tgt_of(
+                context, krb5_library.cc_resolve(context, b"FILE:" + self.path.encode())
+            )
+        except krb5_library.Krb5Error:
             return None
         return tgt.creds if tgt is not None and tgt.good() else None
 
     def renew(
         self,
-        context: _krb5.Context,
-        ask: Callable[[], _krb5.Creds],
+        context: krb5_library.Context,
+        ask: Callable[[], krb5_library.Creds],
         report: Report,
-        stale: _krb5.Creds | None = None,
-    ) -> _krb5.Creds:
+        stale: krb5_library.Creds | None = None,
+    ) -> krb5_library.Creds:
         """The TGT that somebody else has put there meanwhile, or by ``ask``, then put there.
         ``stale`` is one that is no good, whatever it says of itself."""
         try:
@@ -270,7 +279,7 @@ class PrivateCache:
             os.close(lock)
 
     def _lock(self) -> int | None:
-        """A descriptor that holds the lock, or None after :data:`LOCK_PATIENCE`."""
+        """A descriptor that holds the lock, or None after :data:`~lgss_keyring.worker.limits.LOCK_SECONDS`."""
         try:
             os.mkdir(self._directory, 0o700)
         except FileExistsError:
@@ -279,7 +288,7 @@ class PrivateCache:
             raise OSError(errno.EPERM, "others than root may write there")
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(f"{self.path}.lock", flags, 0o600)
-        end = time.monotonic() + LOCK_PATIENCE
+        end = time.monotonic() + limits.LOCK_SECONDS
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -287,18 +296,18 @@ class PrivateCache:
                 if time.monotonic() > end:
                     os.close(descriptor)
                     return None
-                time.sleep(0.005)
+                time.sleep(limits.LOCK_POLL_SECONDS)
             else:
                 return descriptor
 
-    def _write(self, context: _krb5.Context, creds: _krb5.Creds, report: Report) -> None:
+    def _write(self, context: krb5_library.Context, creds: krb5_library.Creds, report: Report) -> None:
         # Only the lock's holder writes this name, so a crash leaves one file at most,
         # and the next writer begins it anew (libkrb5 unlinks it first).
         new = f"{self.path}.new"
         try:
-            _krb5.store_in(context, b"FILE:" + new.encode(), creds)
+            krb5_library.store_in(context, b"FILE:" + new.encode(), creds)
             os.rename(new, self.path)
-        except (OSError, _krb5.Krb5Error) as error:
+        except (OSError, krb5_library.Krb5Error) as error:
             report("warning", f"the ticket cannot be kept in {self.path}: {error}")
 
 

@@ -19,8 +19,7 @@ import stat
 import time
 
 from lgss_keyring.formats.errors import CredentialError, Kind, LgssError
-from lgss_keyring.worker import gss_library as _gss
-from lgss_keyring.worker import identity
+from lgss_keyring.worker import gss_library, identity, limits
 from lgss_keyring.worker.creds import Credential
 
 TYPE_CHECKING = False
@@ -30,13 +29,11 @@ if TYPE_CHECKING:
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
     from lgss_keyring.formats.outcome import Report
-    from lgss_keyring.worker import krb5_library as _krb5
+    from lgss_keyring.worker import krb5_library
 
 FALLBACK = ("/tmp", "/run/user/{uid}")  # noqa: S108
 MARK = b"krb5cc"
 COLLECTIONS = (b"DIR", b"KEYRING", b"KCM")
-# Anybody may fill /tmp; nobody has a thousand caches.
-NAMES_LIMIT, FILES_LIMIT = 100_000, 1000
 
 
 def acquire(request: UpcallRequest, config: Config, service: str, report: Report) -> Credential:
@@ -48,7 +45,7 @@ def acquire(request: UpcallRequest, config: Config, service: str, report: Report
     doing = f"uid {request.uid} has no usable Kerberos credential"
     default = _default()
     unusable = _unusable(default, request.uid)
-    cause: _gss.GSSError | None = None
+    cause: gss_library.GSSError | None = None
     try:
         if unusable:
             # The client keytab, which libkrb5 would turn to as well; but what it gets must
@@ -57,40 +54,40 @@ def acquire(request: UpcallRequest, config: Config, service: str, report: Report
         else:
             cache = _of_collection(default, service)
         return Credential(_from(cache))
-    except _gss.GSSError as error:
-        explained = _gss.explain(error, doing, CredentialError)
+    except gss_library.GSSError as error:
+        explained = gss_library.explain(error, doing, CredentialError)
         if not unusable or explained.kind not in (Kind.NO_TICKET, Kind.NO_CREDENTIAL):
             cause = error
     handle = _elsewhere(request.uid, report)
     if handle is not None:
         return Credential(handle)
     if cause is None:
-        explained = CredentialError(f"{doing}: {unusable}", kind=Kind.NO_TICKET, hint=_gss.TICKET_HINT)
+        explained = CredentialError(f"{doing}: {unusable}", kind=Kind.NO_TICKET, hint=gss_library.TICKET_HINT)
     raise explained from cause
 
 
-def _from(cache: bytes | None) -> _gss.creds.Creds:
+def _from(cache: bytes | None) -> gss_library.creds.Creds:
     """The credential in ``cache``, None: in the default one; else by the client keytab, into
     it.  Raises GSSError."""
     if cache is None:
-        handle = _gss.creds.acquire_cred(None, mechs=[_gss.KRB5], usage="initiate").creds
+        handle = gss_library.creds.acquire_cred(None, mechs=[gss_library.KRB5], usage="initiate").creds
     else:
-        handle = _gss.ext_cred_store.acquire_cred_from(
-            {b"ccache": cache}, mechs=[_gss.KRB5], usage="initiate"
+        handle = gss_library.ext_cred_store.acquire_cred_from(
+            {b"ccache": cache}, mechs=[gss_library.KRB5], usage="initiate"
         ).creds
     # This is where libkrb5 looks into the cache at last.
-    _gss.creds.inquire_cred(handle, lifetime=True, usage=False, mechs=False)
+    gss_library.creds.inquire_cred(handle, lifetime=True, usage=False, mechs=False)
     return handle
 
 
 def _default() -> bytes:
     """The default cache's name, empty if libkrb5 has something against its configuration: it
     will say so itself."""
-    from lgss_keyring.worker import krb5_library as _krb5
+    from lgss_keyring.worker import krb5_library
 
     try:
-        return _krb5.cc_default_name(_krb5.init_context()) or b""
-    except _krb5.Krb5Error:
+        return krb5_library.cc_default_name(krb5_library.init_context()) or b""
+    except krb5_library.Krb5Error:
         return b""
 
 
@@ -103,12 +100,12 @@ def _of_collection(default: bytes, service: str) -> bytes | None:
     """
     if default.partition(b":")[0] not in COLLECTIONS:
         return None
-    from lgss_keyring.worker import krb5_library as _krb5
+    from lgss_keyring.worker import krb5_library
 
     try:
-        two = list(zip(range(2), _krb5.cccol_iter(_krb5.init_context()), strict=False))
-        return _krb5.selected(service) if len(two) == 2 else None
-    except _krb5.Krb5Error:
+        two = list(zip(range(2), krb5_library.cccol_iter(krb5_library.init_context()), strict=False))
+        return krb5_library.selected(service) if len(two) == 2 else None
+    except krb5_library.Krb5Error:
         return None
 
 
@@ -119,13 +116,13 @@ def _unusable(name: bytes, uid: int) -> str:
     can replace (the folder is sticky), so a look at the name will do, and it keeps the
     service tickets that libkrb5 adds; what is not there now must not be taken later.
     """
-    from lgss_keyring.worker import krb5_library as _krb5
+    from lgss_keyring.worker import krb5_library
 
     if not name:
         return ""
     kind, colon, path = name.partition(b":")
     try:
-        if not _krb5.exists(name, uid):
+        if not krb5_library.exists(name, uid):
             return _none(name)
     except OSError:
         return ""  # a container without /proc/keys
@@ -152,35 +149,35 @@ def _none(name: bytes) -> str:
     return f"No Kerberos credentials available (default cache: {name.decode('utf-8', 'replace')})"
 
 
-def _elsewhere(uid: int, report: Report) -> _gss.creds.Creds | None:
+def _elsewhere(uid: int, report: Report) -> gss_library.creds.Creds | None:
     # Here only, as few need it: 6 ms.
-    from lgss_keyring.worker import krb5_library as _krb5
+    from lgss_keyring.worker import krb5_library
 
     try:
-        context = _krb5.init_context()
+        context = krb5_library.init_context()
         now = time.time()
-        best: tuple[int, str, _krb5.Creds] | None = None
+        best: tuple[int, str, krb5_library.Creds] | None = None
         for name, tgt in _candidates(context, uid):
             if tgt.end > now and (best is None or tgt.end > best[0]):
                 best = (tgt.end, name, tgt.creds)
         if best is None:
             return None
         report("info", f"the default cache has no valid credential; using {best[1]}")
-        return _from(_krb5.into_memory(context, best[2]))
-    except (_krb5.Krb5Error, _gss.GSSError, LgssError, OSError) as error:
+        return _from(krb5_library.into_memory(context, best[2]))
+    except (krb5_library.Krb5Error, gss_library.GSSError, LgssError, OSError) as error:
         report("debug", f"no other credential can be used: {error}")
         return None
 
 
-def _candidates(context: _krb5.Context, uid: int) -> Iterator[tuple[str, _krb5.Tgt]]:
-    from lgss_keyring.worker import krb5_library as _krb5
+def _candidates(context: krb5_library.Context, uid: int) -> Iterator[tuple[str, krb5_library.Tgt]]:
+    from lgss_keyring.worker import krb5_library
 
     # A FILE cache is alone in its collection, and was looked at: libkrb5 must not open it
     # again if it is not this user's.
     default = _default()
     several = default.partition(b":")[0] in COLLECTIONS and not _unusable(default, uid)
-    for cache in _krb5.cccol_iter(context) if several else ():
-        tgt = _krb5.tgt_of(context, cache)
+    for cache in krb5_library.cccol_iter(context) if several else ():
+        tgt = krb5_library.tgt_of(context, cache)
         if tgt is not None:
             yield str(cache), tgt
     # /proc/self belongs to root while we are not dumpable, and a file that is open has
@@ -189,7 +186,7 @@ def _candidates(context: _krb5.Context, uid: int) -> Iterator[tuple[str, _krb5.T
     try:
         for path, descriptor in _files(uid):
             name = b"FILE:/proc/self/fd/%d" % descriptor
-            tgt = _krb5.tgt_of(context, _krb5.cc_resolve(context, name))
+            tgt = krb5_library.tgt_of(context, krb5_library.cc_resolve(context, name))
             if tgt is not None:
                 yield path, tgt
     finally:
@@ -199,14 +196,14 @@ def _candidates(context: _krb5.Context, uid: int) -> Iterator[tuple[str, _krb5.T
 def _files(uid: int) -> Iterator[tuple[str, int]]:
     """Each fitting file, open while the caller looks at it."""
     for folder in FALLBACK:
-        left = FILES_LIMIT
+        left = limits.CACHE_FILES
         folder = folder.format(uid=uid)
         try:
             entries = os.scandir(os.fsencode(folder))
         except OSError:
             continue
         with entries:
-            for _, entry in zip(range(NAMES_LIMIT), entries, strict=False):
+            for _, entry in zip(range(limits.TMP_ENTRIES), entries, strict=False):
                 if MARK not in entry.name:
                     continue
                 try:
@@ -235,4 +232,4 @@ def _files(uid: int) -> Iterator[tuple[str, int]]:
 def preload() -> None:
     """Import what only the search elsewhere needs: for a process that is about to enter
     a mount namespace."""
-    from lgss_keyring.worker import krb5_library as _krb5  # noqa: F401
+    from lgss_keyring.worker import krb5_library  # noqa: F401

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lgss_keyring.formats.crypto import rfc3961
 from lgss_keyring.formats.errors import GSS_S_BAD_MIC, Kind, LgssError, MechanismError
 from lgss_keyring.formats.payload import Krb5Context
-from lgss_keyring.worker import gss_library as _gss
+from lgss_keyring.worker import gss_library
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,23 +60,23 @@ class Krb5Initiator:
         self._credential = credential.handle
         self._anew = credential.anew
         self._service = service
-        self._context: _gss.sec_contexts.SecurityContext | None = None
-        self._target = _gss.names.import_name(service.encode(), _gss.NameType.hostbased_service)
+        self._context: gss_library.sec_contexts.SecurityContext | None = None
+        self._target = gss_library.names.import_name(service.encode(), gss_library.NameType.hostbased_service)
         self.name = self._inquire_name()
         report("debug", f"the initiator is {self.name}")
 
     def _inquire_name(self) -> str:
         try:
-            result = _gss.creds.inquire_cred(self._credential, lifetime=True, usage=False, mechs=False)
+            result = gss_library.creds.inquire_cred(self._credential, lifetime=True, usage=False, mechs=False)
             name = result.name
-            return _gss.names.display_name(name).name.decode("utf-8", "replace") if name else "?"
-        except _gss.GSSError as error:
+            return gss_library.names.display_name(name).name.decode("utf-8", "replace") if name else "?"
+        except gss_library.GSSError as error:
             raise self._failure("cannot use the credential", error) from error
 
-    def _failure(self, doing: str, error: _gss.GSSError) -> LgssError:
+    def _failure(self, doing: str, error: gss_library.GSSError) -> LgssError:
         # Nothing of a context is touched after a failed step (CVE-2017-11462).
         self._context = None
-        return _gss.explain(error, doing, MechanismError)
+        return gss_library.explain(error, doing, MechanismError)
 
     def step(self, token: bytes | None) -> bytes | None:
         """gss_init_sec_context (RFC 2744, 5.19) once; raises MechanismError."""
@@ -84,7 +84,7 @@ class Krb5Initiator:
             self._report("debug", f"getting a ticket for {self._service}, from the KDC if there is none yet")
         try:
             result = self._init(token)
-        except _gss.GSSError as error:
+        except gss_library.GSSError as error:
             failure = self._failure(f"cannot authenticate {self.name} to {self._service}", error)
             if token is not None or self._anew is None or failure.kind in TICKET_IS_GOOD:
                 raise failure from error
@@ -102,17 +102,17 @@ class Krb5Initiator:
             return self.step(None)
         self._context = result.context
         self.complete = not result.more_steps
-        if self.complete and not result.flags & _gss.RequirementFlag.mutual_authentication:
+        if self.complete and not result.flags & gss_library.RequirementFlag.mutual_authentication:
             raise MechanismError(f"{self._service} did not authenticate itself")
         return result.token or None
 
     def _init(self, token: bytes | None) -> InitSecContextResult:
-        return _gss.sec_contexts.init_sec_context(
+        return gss_library.sec_contexts.init_sec_context(
             self._target,
             self._credential,
             self._context,
-            _gss.KRB5,
-            _gss.RequirementFlag.mutual_authentication,
+            gss_library.KRB5,
+            gss_library.RequirementFlag.mutual_authentication,
             input_token=token,
         )
 
@@ -121,8 +121,8 @@ class Krb5Initiator:
         assert self._context is not None
         try:
             # The stub wants the friendly layer's class; this is the one it derives from.
-            _gss.message.verify_mic(self._context, message, mic)  # type: ignore[arg-type]
-        except _gss.GSSError as error:
+            gss_library.message.verify_mic(self._context, message, mic)  # type: ignore[arg-type]
+        except gss_library.GSSError as error:
             self._context = None
             raise MechanismError(
                 "the acceptor's verifier is not the one of this context: was the reply changed on its way?",
@@ -133,16 +133,16 @@ class Krb5Initiator:
     def refused(self, major: int, minor: int, token: bytes) -> MechanismError:
         """The acceptor's refusal, in the mechanism's words if it sent an error token."""
         words = f"GSS major status 0x{major:08x}, minor {minor}"
-        cause: _gss.Cause | None = None
+        cause: gss_library.Cause | None = None
         if token and self._context is not None and not self.complete:
             # A KRB-ERROR (RFC 4121, 4.1) says more than the two numbers.
             try:
-                _gss.sec_contexts.init_sec_context(
-                    self._target, self._credential, self._context, _gss.KRB5, input_token=token
+                gss_library.sec_contexts.init_sec_context(
+                    self._target, self._credential, self._context, gss_library.KRB5, input_token=token
                 )
-            except _gss.GSSError as error:
+            except gss_library.GSSError as error:
                 words = f"{'; '.join(error.get_all_statuses(error.min_code, False))} ({words})"
-                cause = _gss.cause_of(error)
+                cause = gss_library.cause_of(error)
         self._context = None
         if cause and cause.kind == Kind.CLOCK_SKEW:
             # The one refusal that is not to be repaired in the acceptor's keytab.
@@ -162,10 +162,10 @@ class Krb5Initiator:
         assert self._context is not None
         context, self._context = self._context, None
         try:
-            lucid = _gss.ext_krb5.krb5_export_lucid_sec_context(context, 1)
-        except _gss.GSSError as error:
-            raise _gss.explain(error, "cannot export the context", MechanismError) from error
-        assert isinstance(lucid, _gss.ext_krb5.Krb5LucidContextV1)
+            lucid = gss_library.ext_krb5.krb5_export_lucid_sec_context(context, 1)
+        except gss_library.GSSError as error:
+            raise gss_library.explain(error, "cannot export the context", MechanismError) from error
+        assert isinstance(lucid, gss_library.ext_krb5.Krb5LucidContextV1)
         keys = lucid.cfx_kd
         if lucid.protocol != 1 or keys is None:
             raise MechanismError(

@@ -1,0 +1,17 @@
+"""The limits of a worker in one place; each name ends with its unit unless it is a count."""
+
+from __future__ import annotations
+
+# A cached ticket is good while it has left the lesser of these two: so many seconds, or its
+# lifetime divided by this number (docs/protocol.md 4).
+GOOD_TICKET_SECONDS = 1800
+GOOD_TICKET_DIVISOR = 4
+
+LOCK_SECONDS = 5.0
+"""How long a worker waits for another one that holds the lock of a ticket file of ours."""
+LOCK_POLL_SECONDS = 0.005
+
+TMP_ENTRIES = 100_000
+"""How many entries of /tmp, or of /run/user/UID, are looked at: anybody may fill /tmp."""
+CACHE_FILES = 1000
+"""How many files of the user's own are opened there as credential caches."""
