@@ -11,7 +11,7 @@ The private cache is a file for each principal in /run/lgss (``[krb5] ccache_dir
 Whoever finds no good TGT there takes a lock, looks again, asks the KDC, writes a file
 beside it and renames it: a crash at any point leaves the old cache or none, the kernel
 drops the lock, and a hundred upcalls of one mount make one AS exchange.  The lock is no
-promise, though: who waits for it longer than :data:`~lgss_keyring.worker.limits.LOCK_SECONDS` asks the KDC itself
+promise, though: who waits for it longer than ``limits.LOCK_SECONDS`` asks the KDC itself
 (with the C program one dead KDC stalls every upcall of root: docs/security.md,
 "What programs of this kind taught").
 
@@ -279,7 +279,7 @@ class PrivateCache:
             os.close(lock)
 
     def _lock(self) -> int | None:
-        """A descriptor that holds the lock, or None after :data:`~lgss_keyring.worker.limits.LOCK_SECONDS`."""
+        """A descriptor that holds the lock, or None after ``limits.LOCK_SECONDS``."""
         try:
             os.mkdir(self._directory, 0o700)
         except FileExistsError:
