@@ -54,7 +54,7 @@ lint: setup ## ruff and mypy --strict
 	$(BIN)/ruff format --check . $(SCRIPTS)
 	$(BIN)/mypy
 	@# Inside the machine these import one another from their own folder.
-	cd tests/vm && MYPYPATH=../.. ../../$(BIN)/mypy --config-file ../../pyproject.toml *.py
+	cd tests/vm && MYPYPATH=../.. ../../$(BIN)/mypy --explicit-package-bases --config-file ../../pyproject.toml *.py
 
 test: setup ## every test (root, a real kernel and KDC)
 	$(BIN)/python -m pytest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,35 +13,20 @@ from tests.support.requestor import Requestor
 from tests.support.site import USER_UID, Site, Upcalls
 from tests.support.stage import CHECKOUT, Stage
 
+from .credentials import keytab as keytab
+from .credentials import root_cache as root_cache
+from .lgssd_process import daemon as daemon
+from .library import peer as peer
+from .library import policy as policy
+from .library import sec as sec
+from .library import swept as swept
+from .library import talking as talking
+from .waiting import BARE_SECONDS, pace, upcall_processes, within
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.geteuid() != 0 and items:
         pytest.exit("the integration tests need root: they install request-key rules and change ids", 3)
-
-
-BARE_SECONDS = 0.010
-"""What a bare Python handler blocks its caller for on a real machine, for :func:`pace`."""
-
-
-class Pace:
-    """How much slower than a real machine this one is; 1 unless it is an emulated one.
-
-    There (LGSS_VM in the environment) every bar is a ratio to a bare handler: measured
-    in the same machine, before the first test.
-    """
-
-    factor = 1.0
-
-    def __call__(self, seconds: float) -> float:
-        """A bar of so many seconds on a real machine, on this one."""
-        return seconds * self.factor
-
-    def whole(self, seconds: int) -> int:
-        """A limit of the product's own, which has a second of slack on a real machine."""
-        return max(seconds, round(self(seconds) / 4))
-
-
-pace = Pace()
 
 
 @pytest.fixture(scope="session")
@@ -86,42 +70,6 @@ def user(ticket: int) -> Iterator[Requestor]:
 def root() -> Iterator[Requestor]:
     with Requestor(0) as requestor:
         yield requestor
-
-
-def upcall_processes(site: Site) -> list[int]:
-    """The pids, zombies left out, of all processes that run the stage's front."""
-    found = []
-    folder, program = str(site.stage.directory).encode(), str(site.stage.program).encode()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                # A zombie has no command line.
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if any(word == program or word.startswith(folder) for word in words):
-                    found.append(int(entry.name))
-            except OSError:
-                pass
-    return found
-
-
-def keys_of(uid: int) -> int:
-    """How many keys of ``uid`` there are, by /proc/key-users (docs/protocol.md 10)."""
-    for line in Path("/proc/key-users").read_text().splitlines():
-        owner, _, counts = line.partition(":")
-        if int(owner) == uid:
-            return int(counts.split()[1].split("/")[0])
-    return 0
-
-
-def within(seconds: float, condition: object) -> bool:
-    """Whether ``condition()`` becomes true in that time, at this machine's pace."""
-    assert callable(condition)
-    end = time.monotonic() + pace(seconds)
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 @pytest.fixture(autouse=True)

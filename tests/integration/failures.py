@@ -10,13 +10,13 @@ from tests.support import table
 from tests.support.requestor import Answer
 from tests.support.site import Upcalls
 
-from .conftest import pace
+from .waiting import pace
 
 BLOCKED = 0.1
 ANSWERED = 1.0
 
 callers: list[float] = []
-"""How long each caller was blocked; judged in the last test of test_faults."""
+"""How long each caller was blocked; judged at the end of test_faults_of_upcalls."""
 
 
 def failed(

@@ -22,10 +22,10 @@ from tests.support import peers
 from tests.support.requestor import Requestor
 from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
 
-from .conftest import pace, upcall_processes, within
+from .answers import established, proven
+from .credentials import initiator, kinit
 from .failures import failed
-from .test_credentials import initiator, kinit
-from .test_upcall import established, proven
+from .waiting import pace, upcall_processes, within
 
 pytestmark = pytest.mark.vm
 

@@ -24,6 +24,7 @@ import click
 import gssapi.raw as gss
 
 from tests.support.acceptor_context import Context, protect, unprotect
+from tests.support.acceptor_faults import FAULTS
 from tests.support.onc_rpc import (
     AUTH_BADCRED,
     AUTH_BADVERF,
@@ -64,23 +65,6 @@ HALF_OPEN_LIMIT = 256
 HALF_OPEN_SECONDS = 60.0
 IDLE_SECONDS = 120.0
 DELAY_SECONDS = 2.0
-
-FAULTS = {
-    "bad-verifier": "a bit of the window's MIC is wrong",
-    "no-verifier": "an AUTH_NONE verifier where the MIC is due",
-    "wrong-window": "the MIC is of another window than the one sent",
-    "restart-once": "the first call is denied with RPCSEC_GSS_CREDPROBLEM",
-    "restart-always": "every call is denied with RPCSEC_GSS_CREDPROBLEM",
-    "drop-once": "the first call gets no answer",
-    "gss-failure": "GSS_S_FAILURE in each rpc_gss_init_res",
-    "continue-forever": "GSS_S_CONTINUE_NEEDED again and again",
-    "no-handle": "an empty context handle",
-    "huge-handle": "a context handle of 64 KiB",
-    "delay": "each answer comes two seconds late",
-    "trailing-bytes": "four bytes behind rpc_gss_init_res",
-    "other-xid": "the reply's xid is none of ours",
-    "one-byte-fragments": "legal: each byte in a fragment of its own",
-}
 
 
 class Acceptor:

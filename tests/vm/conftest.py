@@ -12,6 +12,14 @@ import pytest
 # The tests import `testmod` from this directory, whatever import mode is set.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from handlers import description as description
+from handlers import handler as handler
+from handlers import parameter as parameter
+from handlers import rule as rule
+from lustre import nothing_left as nothing_left
+from lustre import server as server
+from lustre import ticket as ticket
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known to a pytest that was started without the project's file."""

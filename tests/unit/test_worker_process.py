@@ -1,4 +1,4 @@
-"""The worker's messages: round trips, and a hostile peer at the other end."""
+"""The monitor's end of a worker: its answer, its limits, and a hostile one."""
 
 from __future__ import annotations
 
@@ -15,27 +15,14 @@ from hypothesis import strategies as st
 
 from lgss_keyring.formats import payload, worker_messages
 from lgss_keyring.formats.errors import LgssError
-from lgss_keyring.formats.outcome import Answer, Established, Failed
-from lgss_keyring.formats.worker_messages import ProtocolError
+from lgss_keyring.formats.outcome import Established, Failed
 from lgss_keyring.monitor import worker_process
-from lgss_keyring.monitor.init_channel import InitChannelWriter
 from lgss_keyring.monitor.worker_process import WorkerProcess
 from lgss_keyring.worker import monitor_connection
 from lgss_keyring.worker.monitor_connection import MonitorConnection
 from tests.support import peers
 
-ESTABLISHED = Established(128, b"handle", b"context", 2_000_000_000, "alice@LGSS.TEST")
-FAILED = Failed(errno.ENOKEY, 7 << 16, "no-ticket", "there is no ticket", "run kinit")
-
-texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=200)
-
-
-def ignore(level: str, text: str) -> None:
-    pass
-
-
-def wait(worker: WorkerProcess, seconds: float = 5.0) -> Answer:
-    return worker.wait(time.monotonic() + seconds, f"{seconds:g} s", "[upcall] timeout", ignore)
+from .workers import ESTABLISHED, FAILED, Fake, hostile, ignore, wait
 
 
 def test_hidden_worker_is_alone_and_takes_all_it_started_along() -> None:
@@ -79,65 +66,6 @@ def test_shortage_is_told_as_such() -> None:
         wrapped.__cause__ = error
         assert Failed.by(wrapped).kind == "resources"
     assert Failed.by(RuntimeError("other")).kind == "internal"
-
-
-def test_established_comes_back_as_a_payload() -> None:
-    answer = worker_messages.unpack(worker_messages.pack_outcome(ESTABLISHED))
-    assert isinstance(answer, Answer)
-    assert payload.unpack(answer.payload) == payload.ContextPayload(128, b"handle", b"context")
-    assert (answer.endtime, answer.initiator, answer.failure) == (2_000_000_000, "alice@LGSS.TEST", None)
-
-
-@given(st.integers(1, 4095), st.integers(0, 2**32 - 1), texts, texts, texts)
-def test_failed_comes_back_whole(number: int, major: int, kind: str, reason: str, hint: str) -> None:
-    failed = Failed(number, major, kind, reason, hint)
-    answer = worker_messages.unpack(worker_messages.pack_outcome(failed))
-    assert isinstance(answer, Answer)
-    assert answer.failure == failed
-    assert payload.unpack(answer.payload) == payload.FailurePayload(number, major)
-
-
-@given(st.sampled_from(["debug", "info", "warning"]), texts)
-def test_steps_come_back(level: str, text: str) -> None:
-    assert worker_messages.unpack(worker_messages.pack_step(level, text)) == (level, text)
-
-
-@given(st.binary(max_size=worker_messages.MESSAGE_LIMIT))
-def test_any_bytes_are_a_message_or_a_protocol_error(data: bytes) -> None:
-    try:
-        worker_messages.unpack(data)
-    except ProtocolError:
-        pass
-
-
-@settings(max_examples=300)
-@given(st.sampled_from([ESTABLISHED, FAILED]), st.data())
-def test_damaged_messages_never_pass_on_what_is_not_a_payload(
-    outcome: Established | Failed, data: st.DataObject
-) -> None:
-    message = bytearray(worker_messages.pack_outcome(outcome))
-    at = data.draw(st.integers(0, len(message) - 1))
-    message[at] ^= data.draw(st.integers(1, 255))
-    cut = data.draw(st.integers(0, len(message)))
-    try:
-        answer = worker_messages.unpack(bytes(message[:cut]))
-    except ProtocolError:
-        return
-    if isinstance(answer, Answer):
-        payload.unpack(answer.payload)
-
-
-def test_a_failure_payload_cannot_be_called_a_context() -> None:
-    packed = payload.FailurePayload(errno.EACCES, 0).pack()
-    message = worker_messages._ESTABLISHED.pack(b"E", 2_000_000_000, len(packed)) + packed
-    with pytest.raises(ProtocolError):
-        worker_messages.unpack(message)
-
-
-@pytest.mark.parametrize("number", [0, 4096, 2**32 - 1])
-def test_errno_must_be_one(number: int) -> None:
-    with pytest.raises(ProtocolError):
-        worker_messages.unpack(worker_messages._FAILED.pack(b"F", number, 0) + b"a\0b\0c")
 
 
 def test_worker_answers_and_is_waited_for() -> None:
@@ -197,26 +125,6 @@ def test_killed_worker_is_an_error_at_once() -> None:
     assert "signal 9" in answer.failure.reason
 
 
-def _hostile(messages: list[bytes], writer: InitChannelWriter | None = None) -> WorkerProcess:
-    """A worker that says what it likes, over the very socket it was given."""
-
-    class Hostile(WorkerProcess):
-        pass
-
-    original = monitor_connection.serve
-
-    def serve(end: socket.socket, work: object) -> None:
-        for message in messages:
-            end.send(message)
-        time.sleep(60)
-
-    monitor_connection.serve = serve
-    try:
-        return Hostile(lambda line: ESTABLISHED, writer)
-    finally:
-        monitor_connection.serve = original
-
-
 @pytest.mark.parametrize(
     "messages",
     [
@@ -242,7 +150,7 @@ def _hostile(messages: list[bytes], writer: InitChannelWriter | None = None) -> 
     ],
 )  # fmt: skip
 def test_hostile_worker_is_ended_with_an_error(messages: list[bytes]) -> None:
-    worker = _hostile(messages)
+    worker = hostile(messages)
     pid = worker.pid
     answer = wait(worker)
     assert answer.failure is not None
@@ -253,89 +161,8 @@ def test_hostile_worker_is_ended_with_an_error(messages: list[bytes]) -> None:
 
 def test_only_the_first_answer_counts() -> None:
     other = Failed(errno.EIO, 0, "late", "a second answer", "")
-    answer = wait(_hostile([worker_messages.pack_outcome(FAILED), worker_messages.pack_outcome(other)]))
+    answer = wait(hostile([worker_messages.pack_outcome(FAILED), worker_messages.pack_outcome(other)]))
     assert answer.failure == FAILED
-
-
-class Fake(InitChannelWriter):
-    """Stands for Lustre's kernel, which needs one: remembers, and answers when told."""
-
-    def __init__(self, result: tuple[int, bytes] | OSError = (0, b"reply"), delay: float = 0.0) -> None:
-        self.timeout = 1.0
-        self.got: list[tuple[int, bytes]] = []
-        self._path = "init_channel"
-        self._told, self._delay = result, delay
-
-    def _write(self, gid: int, token: bytes, done: int) -> None:
-        self.got.append((gid, token))
-        time.sleep(self._delay)
-        self._result = self._told
-        os.close(done)
-
-
-def carried(line: MonitorConnection) -> Established | Failed:
-    line.group(1234)
-    line.report("debug", "before")
-    status, reply = line.carry(b"token")
-    return Failed(errno.EIO, 0, "told", f"{status} {reply!r}")
-
-
-def test_token_is_carried_and_its_answer_told() -> None:
-    writer = Fake((-errno.ETIMEDOUT, bytes(8192)))
-    answer = wait(WorkerProcess(carried, writer))
-    assert answer.failure is not None and answer.failure.reason == f"-110 {bytes(8192)!r}"[:1000]
-    assert writer.got == [(1234, b"token")]
-
-
-def test_failed_write_is_told_as_an_error() -> None:
-    answer = wait(WorkerProcess(carried, Fake(OSError(errno.ENODEV, "No such device"))))
-    assert answer.failure is not None
-    assert (answer.failure.kind, answer.failure.errno) == ("init-channel", errno.ENODEV)
-
-
-def test_time_of_the_server_is_not_the_negotiations() -> None:
-    worker = WorkerProcess(carried, Fake(delay=0.8))
-    answer = wait(worker, 0.5)
-    assert answer.failure is not None and answer.failure.kind == "told"
-
-
-def test_stuck_write_ends_at_its_own_limit() -> None:
-    started = time.monotonic()
-    answer = wait(WorkerProcess(carried, Fake(delay=3)))
-    assert time.monotonic() - started < 2
-    assert answer.failure is not None and answer.failure.kind == "limit"
-    assert "[lustre] reply_timeout" in answer.failure.hint
-
-
-@pytest.mark.parametrize(
-    "messages",
-    [
-        [b"Ttoken"],
-        [worker_messages.pack_group(7), b"Ttoken", b"Ttoken"],
-        [worker_messages.pack_group(7), b"Ttoken", worker_messages.pack_outcome(ESTABLISHED)],
-        [worker_messages.pack_group(7), b"T"],
-    ],
-    ids=["before-the-group", "second-token", "answer-at-once", "empty"],
-)
-def test_hostile_worker_with_init_channel(messages: list[bytes]) -> None:
-    writer = Fake(delay=0.2)
-    answer = wait(_hostile(messages, writer))
-    assert answer.failure is not None and answer.failure.kind == "worker-protocol"
-    assert len(writer.got) <= 1
-
-
-def test_worker_that_dies_while_its_token_is_carried() -> None:
-    def kill_after(seconds: float) -> None:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-    def dying(line: MonitorConnection) -> Established | Failed:
-        kill_after(0.1)
-        return carried(line)
-
-    answer = wait(WorkerProcess(dying, Fake(delay=0.9)))
-    assert answer.failure is not None and answer.failure.kind == "worker-died"
-    assert "signal 14" in answer.failure.reason
 
 
 alphabet = st.one_of(
@@ -354,7 +181,7 @@ alphabet = st.one_of(
 def test_monitor_survives_any_peer(messages: list[bytes]) -> None:
     """It ends with one answer whose payload is a payload, and the worker is gone."""
     writer = Fake()
-    worker = _hostile(messages, writer)
+    worker = hostile(messages, writer)
     pid = worker.pid
     answer = worker.wait(time.monotonic() + 0.1, "0.1 s", "x", ignore)
     payload.unpack(answer.payload)
@@ -427,17 +254,3 @@ def test_outcome_that_fits_no_message_is_a_failure() -> None:
     huge = Established(128, b"handle", bytes(100_000), 2_000_000_000, "alice")
     answer = wait(WorkerProcess(lambda line: huge))
     assert answer.failure is not None and answer.failure.kind == "payload"
-
-
-def test_tokens_do_not_add_up_to_hours() -> None:
-    def many(line: MonitorConnection) -> Established | Failed:
-        line.group(7)
-        for _ in range(20):
-            line.carry(b"token")
-        return ESTABLISHED
-
-    writer = Fake(delay=0.6)
-    started = time.monotonic()
-    answer = wait(WorkerProcess(many, writer))
-    assert time.monotonic() - started < 4
-    assert answer.failure is not None and answer.failure.kind == "limit"

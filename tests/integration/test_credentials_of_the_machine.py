@@ -1,0 +1,302 @@
+"""Which credential an upcall takes for the machine, and where it keeps it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import keyutils
+from tests.support.realm import Realm
+from tests.support.requestor import Requestor
+from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
+
+from .answers import established, proven
+from .credentials import REALM, as_exchanges, initiator, kinit, messages, with_default_cache
+from .failures import failed
+from .waiting import pace
+
+
+@pytest.mark.parametrize(
+    ("principals", "flags", "taken"),
+    [
+        (["host/localhost", "lustre_root/localhost"], "r", "host/localhost"),
+        (["lustre_mds/localhost", "lustre_root/localhost"], "r", "lustre_root/localhost"),
+        (["host/elsewhere", "lustre_root/localhost"], "r", "lustre_root/localhost"),
+        (["lustre_role/anything", "host/localhost"], "r", "lustre_role/anything"),
+        (["lustre_root"], "r", "lustre_root"),
+        (["host/LOCALHOST"], "r", "host/LOCALHOST"),
+        (["lustre_oss/localhost", "lustre_mds/localhost"], "m", "lustre_mds/localhost"),
+        (["lustre_mds/localhost", "lustre_oss/localhost"], "o", "lustre_oss/localhost"),
+        (["lustre_oss/localhost", "lustre_root/localhost"], "rmo", "lustre_oss/localhost"),
+        (["lustre_root"], "rmo", None),
+        (["lustre_root/elsewhere"], "r", None),
+        (["lustre_mgs/localhost"], "rmo", None),
+        (["lustre_root/localhost/more"], "r", None),
+    ],
+)
+def test_first_fitting_entry_of_the_keytab(
+    site: Site,
+    root: Requestor,
+    root_cache: Path,
+    keytab: Callable[..., Path],
+    principals: list[str],
+    flags: str,
+    taken: str | None,
+) -> None:
+    path = keytab(*principals)
+    with site.upcalls({"krb5": {"keytab": str(path)}}) as upcalls:
+        answer = root.ask(upcalls.name(), machine_callout(flags))
+        if taken is None:
+            message = failed(answer, upcalls, errno.ENOKEY, "not-in-keytab", "/localhost")
+            assert principals[0] in message
+        else:
+            assert initiator(upcalls, answer) == taken
+
+
+def test_realm_must_be_ours_or_the_rules(site: Site, root: Requestor) -> None:
+    with site.upcalls(options="--realm OTHER.TEST") as upcalls:
+        answer = root.ask(upcalls.name(), machine_callout())
+        failed(answer, upcalls, errno.ENOKEY, "not-in-keytab", "OTHER.TEST")
+    with site.upcalls(options=f"-R {REALM}") as upcalls:
+        assert initiator(upcalls, root.ask(upcalls.name(), machine_callout())) == "lustre_root/localhost"
+
+
+def test_principal_and_cache_of_the_configuration(
+    site: Site, root: Requestor, keytab: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = keytab("lustre_root/localhost", "special/name")
+    settings = {"krb5": {"keytab": str(path), "principal": "special/name"}}
+    with site.upcalls(settings) as upcalls:
+        assert initiator(upcalls, root.ask(upcalls.name(), machine_callout())) == "special/name"
+    cache = tmp_path / "cc"
+    kinit(site, keytab("host/localhost"), "host/localhost", cache)
+    with site.upcalls({"krb5": {"ccache": f"FILE:{cache}"}}) as upcalls:
+        assert initiator(upcalls, root.ask(upcalls.name(), machine_callout())) == "host/localhost"
+
+
+@pytest.mark.parametrize("principal", ["host/localhost", "lustre_mgs/localhost"])
+def test_roots_default_cache_is_used_and_never_written(
+    site: Site, root: Requestor, root_cache: Path, keytab: Callable[..., Path], principal: str
+) -> None:
+    path = keytab("host/localhost") if principal[0] == "h" else site.population.server_keytab
+    kinit(site, path, principal, root_cache)
+    before = (root_cache.read_bytes(), root_cache.stat().st_mtime_ns)
+    with site.upcalls({"krb5": {"keytab": "/nonexistent"}}) as upcalls:
+        answer = root.ask(upcalls.name(), machine_callout())
+        assert initiator(upcalls, answer) == principal
+        proven(site, answer)
+    assert (root_cache.read_bytes(), root_cache.stat().st_mtime_ns) == before
+
+
+def test_roots_own_tickets_for_something_else_are_left_alone(
+    site: Site, root: Requestor, root_cache: Path
+) -> None:
+    kinit(site, site.population.user_keytab, "alice", root_cache)
+    before = root_cache.read_bytes()
+    with site.upcalls() as upcalls:
+        assert initiator(upcalls, root.ask(upcalls.name(), machine_callout())) == "lustre_root/localhost"
+    assert root_cache.read_bytes() == before
+
+
+def test_ticket_that_is_soon_over_is_not_good(
+    site: Site, root: Requestor, root_cache: Path, keytab: Callable[..., Path]
+) -> None:
+    kinit(site, keytab("host/localhost"), "host/localhost", root_cache, "-l", "4s")
+    time.sleep(3.2)  # less than a quarter is left
+    with site.upcalls() as upcalls:
+        assert initiator(upcalls, root.ask(upcalls.name(), machine_callout())) == "lustre_root/localhost"
+
+
+@pytest.mark.parametrize("what", ["fifo", "link", "of somebody else", "forged"])
+def test_what_others_put_where_roots_cache_would_be(
+    site: Site, root: Requestor, root_cache: Path, keytab: Callable[..., Path], what: str
+) -> None:
+    """/tmp is everybody's: it must neither hang us nor stand in the keytab's way."""
+    ticket = site.directory / "planted"
+    kinit(site, keytab("host/localhost"), "host/localhost", ticket)
+    if what == "fifo":
+        os.mkfifo(root_cache)
+        os.chown(root_cache, USER_UID, USER_UID)
+    elif what == "link":
+        root_cache.symlink_to(ticket)
+    elif what == "forged":
+        # Root's own, and good by its looks: but of a realm with other keys.
+        with Realm() as other:
+            other.add_principal("host/localhost")
+            path = other.extract_keytab(site.directory / "forged.keytab", "host/localhost")
+            env = {**os.environ, **other.env}
+            command = ["kinit", "-k", "-t", str(path), "-c", str(root_cache), "host/localhost"]
+            subprocess.run(command, env=env, check=True, capture_output=True)
+            path.unlink()
+    else:
+        shutil.copyfile(ticket, root_cache)
+        os.chown(root_cache, USER_UID, USER_UID)
+    with site.upcalls() as upcalls:
+        answer = root.ask(upcalls.name(), machine_callout())
+        assert initiator(upcalls, answer) == "lustre_root/localhost"
+        proven(site, answer)
+    ticket.unlink()
+
+
+def test_folder_of_caches_that_another_has_made(site: Site) -> None:
+    folder = site.directory / "anybodys"
+    folder.mkdir()
+    kinit(site, site.population.user_keytab, "alice", folder / "tkt")
+    (folder / "tkt").chmod(0o644)
+    (folder / "primary").write_text("tkt\n")
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, 61392, 61392)
+    uid = 61391
+    with site.upcalls(with_default_cache(site, f"DIR:{folder}")) as upcalls, Requestor(uid) as user:
+        answer = user.ask(upcalls.name(), user_callout(uid))
+        failed(answer, upcalls, errno.ENOKEY, "no-ticket", "is another user's")
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def private(site: Site) -> Iterator[Path]:
+    """The folder of the machine's own tickets, empty."""
+    folder = site.directory / "machine"
+    shutil.rmtree(folder, ignore_errors=True)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def cache_in(folder: Path) -> Path:
+    (cache,) = [path for path in folder.iterdir() if path.suffix not in (".lock", ".new")]
+    return cache
+
+
+def test_parallel_mounts_make_one_as_exchange(site: Site, upcalls: Upcalls, private: Path) -> None:
+    before = as_exchanges(site)
+    requestors = [Requestor(0) for _ in range(16)]
+    try:
+        for one in requestors:
+            one.start(upcalls.name(), machine_callout(), wait=pace(20))
+        for one in requestors:
+            established(one.result())
+        assert as_exchanges(site) == before + 1
+        established(requestors[0].ask(upcalls.name(), machine_callout()))
+        assert as_exchanges(site) == before + 1
+    finally:
+        for one in requestors:
+            one.close()
+    cache = cache_in(private)
+    assert cache.stat().st_mode & 0o777 == 0o600 and private.stat().st_mode & 0o777 == 0o700
+    assert cache.name.startswith("lustre_root_localhost@LGSS.TEST.")
+
+
+def test_crash_while_the_ticket_was_written(
+    site: Site, upcalls: Upcalls, root: Requestor, private: Path
+) -> None:
+    """What a killed upcall leaves: half a new file, or at worst a broken one; no lock."""
+    established(root.ask(upcalls.name(), machine_callout()))
+    cache = cache_in(private)
+    good = cache.read_bytes()
+    cache.with_name(cache.name + ".new").write_bytes(good[:100])
+    cache.write_bytes(good[: len(good) // 2])
+    established(root.ask(upcalls.name(), machine_callout()))
+    assert len(cache.read_bytes()) > 300
+    assert sorted(p.suffix for p in private.iterdir() if p != cache) == [".lock"]
+
+
+def test_lock_that_somebody_keeps_is_not_waited_for(
+    site: Site, upcalls: Upcalls, root: Requestor, private: Path
+) -> None:
+    established(root.ask(upcalls.name(), machine_callout()))
+    cache = cache_in(private)
+    cache.unlink()
+    with open(f"{cache}.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        started = time.monotonic()
+        established(root.ask(upcalls.name(), machine_callout(), wait=pace(12)))
+        assert 4 < time.monotonic() - started < pace(8)
+    assert "not waiting for it any longer" in messages(upcalls)
+
+
+def test_folder_that_others_may_write_is_not_used(
+    site: Site, upcalls: Upcalls, root: Requestor, private: Path
+) -> None:
+    private.mkdir()
+    private.chmod(0o777)
+    established(root.ask(upcalls.name(), machine_callout()))
+    assert list(private.iterdir()) == []
+    assert "others than root may write there" in messages(upcalls)
+
+
+def test_cached_ticket_of_a_realm_made_anew(
+    site: Site, upcalls: Upcalls, root: Requestor, private: Path
+) -> None:
+    """It would stand in the way for its whole life."""
+    established(root.ask(upcalls.name(), machine_callout()))
+    cache = cache_in(private)
+    with Realm() as other:
+        population = other.populate("localhost")
+        command = ["kinit", "-k", "-t", str(population.machine_keytab), "-c", f"FILE:{cache}"]
+        env = {**os.environ, **other.env}
+        subprocess.run([*command, "lustre_root/localhost"], env=env, check=True, capture_output=True)
+    foreign = cache.read_bytes()
+    answer = root.ask(upcalls.name(), machine_callout())
+    proven(site, answer)
+    assert "getting a new one" in messages(upcalls)
+    assert cache.read_bytes() != foreign
+
+
+def test_requestors_keyrings_are_unlinked_before_the_machine_is_looked_for(
+    site: Site, root: Requestor, keytab: Callable[..., Path]
+) -> None:
+    """Else a fitting ticket in his session would be taken for the machine's."""
+    path = keytab("host/localhost")
+    settings = with_default_cache(site, "KEYRING:session:lgss")
+    config = {"KRB5_CONFIG": settings["krb5"]["config"]}
+    root.run(["kinit", "-k", "-t", str(path), "host/localhost"], config)
+    with site.upcalls(settings) as upcalls:
+        answer = root.ask(upcalls.name(), user_callout(0))
+        assert initiator(upcalls, answer) == "host/localhost"
+        answer = root.ask(upcalls.name(), machine_callout())
+        assert initiator(upcalls, answer) == "lustre_root/localhost"
+
+
+@pytest.mark.parametrize("kind", ["user", "persistent"])
+def test_keyring_cache_is_looked_for_without_making_it(site: Site, root: Requestor, kind: str) -> None:
+    name = f"lgss-{time.monotonic_ns()}" if kind == "user" else "0"
+
+    def rings() -> set[str]:
+        # What a look-up of libkrb5's would have made.
+        lines = Path("/proc/keys").read_text().splitlines()
+        return {line.split()[8] for line in lines if " _krb" in line or " _persistent.0:" in line}
+
+    before = rings()
+    with site.upcalls(with_default_cache(site, f"KEYRING:{kind}:{name}")) as upcalls:
+        assert initiator(upcalls, root.ask(upcalls.name(), machine_callout())) == "lustre_root/localhost"
+    assert rings() == before
+
+
+def test_keyring_cache_of_root_that_is_there_is_used(
+    site: Site, root: Requestor, keytab: Callable[..., Path]
+) -> None:
+    name = f"KEYRING:user:lgss-{time.monotonic_ns()}"
+    kinit(site, keytab("host/localhost"), "host/localhost", name)
+    try:
+        with site.upcalls(with_default_cache(site, name)) as upcalls:
+            # Root's user keyring counts as his only where it can be searched.
+            root.run(["keyctl", "link", "@u", "@s"])
+            assert initiator(upcalls, root.ask(upcalls.name(), machine_callout())) == "host/localhost"
+    finally:
+        subprocess.run(["kdestroy", "-c", name], env={**os.environ, **site.realm.env}, check=True)
+        ring = keyutils.search(keyutils.KEY_SPEC_USER_KEYRING, name.split(":")[2].encode(), 0, b"keyring")
+        for each in [ring] if ring else []:
+            keyutils.unlink(each, keyutils.KEY_SPEC_USER_KEYRING)
+        ring = keyutils.search(
+            keyutils.KEY_SPEC_USER_KEYRING, b"_krb_" + name.split(":")[2].encode(), 0, b"keyring"
+        )
+        if ring:
+            keyutils.unlink(ring, keyutils.KEY_SPEC_USER_KEYRING)

@@ -1,0 +1,68 @@
+"""How long tests wait on this machine, and what they wait for: processes that end, keys that go."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from tests.support.site import Site
+
+BARE_SECONDS = 0.010
+"""What a bare Python handler blocks its caller for on a real machine, for :func:`pace`."""
+
+
+class Pace:
+    """How much slower than a real machine this one is; 1 unless it is an emulated one.
+
+    There (LGSS_VM in the environment) every bar is a ratio to a bare handler: measured
+    in the same machine, before the first test.
+    """
+
+    factor = 1.0
+
+    def __call__(self, seconds: float) -> float:
+        """A bar of so many seconds on a real machine, on this one."""
+        return seconds * self.factor
+
+    def whole(self, seconds: int) -> int:
+        """A limit of the product's own, which has a second of slack on a real machine."""
+        return max(seconds, round(self(seconds) / 4))
+
+
+pace = Pace()
+
+
+def upcall_processes(site: Site) -> list[int]:
+    """The pids, zombies left out, of all processes that run the stage's front."""
+    found = []
+    folder, program = str(site.stage.directory).encode(), str(site.stage.program).encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                # A zombie has no command line.
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if any(word == program or word.startswith(folder) for word in words):
+                    found.append(int(entry.name))
+            except OSError:
+                pass
+    return found
+
+
+def keys_of(uid: int) -> int:
+    """How many keys of ``uid`` there are, by /proc/key-users (docs/protocol.md 10)."""
+    for line in Path("/proc/key-users").read_text().splitlines():
+        owner, _, counts = line.partition(":")
+        if int(owner) == uid:
+            return int(counts.split()[1].split("/")[0])
+    return 0
+
+
+def within(seconds: float, condition: object) -> bool:
+    """Whether ``condition()`` becomes true in that time, at this machine's pace."""
+    assert callable(condition)
+    end = time.monotonic() + pace(seconds)
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
