@@ -153,7 +153,7 @@ def test_a_damaged_installation_still_answers(site: Site, ticket: int) -> None:
     broken = site.stage.directory / "broken"
     (broken / "lgss_keyring").mkdir(parents=True)
     package = site.stage.directory / "lgss_keyring"
-    for name in ("__init__.py", "front"):
+    for name in ("__init__.py", "front", "formats"):
         (broken / "lgss_keyring" / name).symlink_to(package / name)
     front = broken / "lgss_keyring.py"
     front.write_text(site.stage.program.read_text())
