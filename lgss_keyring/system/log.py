@@ -1,14 +1,15 @@
 """One line for each event, where an administrator looks for it.
 
-To the journal by its native protocol, with fields to filter by, where there is
-one; else to syslog (authpriv) where there is one; and also to a file if the
-configuration names one.  Neither :mod:`logging` nor :mod:`syslog`: the first costs
-10 ms to import, and both block on a daemon that has stopped reading, which must not
-stand between a negotiated context and the key.  Sends here give up at once instead, or,
-when the key has its answer, after :data:`PATIENCE`.
+A line goes to the journal by its native protocol, with fields to filter by.  Where there is no
+journal it goes to syslog (authpriv), where there is that.  It also goes to a file if the
+configuration names one.  Neither :mod:`logging` nor :mod:`syslog` is used: the first costs 10 ms
+to import, and both block on a daemon that has stopped reading, which must not stand between a
+negotiated context and the key.  A send here gives up at once, or, when the key has its answer,
+after :data:`PATIENCE`.
 
-What is logged may come from a hostile user (docs/security.md), so every value is reduced
-to printable ASCII and cut: no value can forge a line or a field.
+What is logged may come from a hostile user (docs/security.md), so every value is reduced to
+printable ASCII and cut: no value can forge a line or a field.  And anybody can cause events, so
+the lines of one ordinary user are limited (:mod:`.line_limit`).
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ import os
 import socket
 import time
 
+from lgss_keyring.system import limits
+
 JOURNAL = "/run/systemd/journal/socket"
 SYSLOG = "/dev/log"
 IDENTIFIER = "lgss_keyring"
+FOLDER = "/run/lgss"
+"""Where lines are counted, unless ``[krb5] ccache_directory`` says otherwise."""
 
-# Seconds that the line about an answered key may wait for a journal that is busy with
-# those of a hundred other upcalls.
-PATIENCE = 2.0
+PATIENCE = limits.LOG_PATIENCE
 
-# Names and syslog(3) priorities.
 LEVELS = {"error": 3, "warning": 4, "info": 6, "debug": 7}
+"""The names of levels and their priorities of syslog(3)."""
 _AUTHPRIV = 10 << 3
-_MESSAGE_LIMIT = 2000
-_FIELD_LIMIT = 200
 
 
-def printable(text: str, limit: int = _MESSAGE_LIMIT) -> str:
+def printable(text: str, limit: int = limits.LOG_MESSAGE) -> str:
     """``text`` in printable ASCII, everything else escaped, at most ``limit`` long."""
     if not (text.isascii() and text.isprintable()):
         text = "".join(
@@ -42,12 +43,24 @@ def printable(text: str, limit: int = _MESSAGE_LIMIT) -> str:
 
 
 class Log:
-    """Where the events of one upcall go.
+    """Where the events of one request go.  No method raises.
 
-    ``level`` is the least urgent name of :data:`LEVELS` still written, ``path`` a
-    file to append to (mode 0600; empty: none), ``started`` the time.monotonic() that events count
-    from (default: now).  ``fields`` stand in every event;
-    :meth:`bind` adds to them.  No method raises.
+    ``level``
+        the least urgent name of :data:`LEVELS` that is still written.
+    ``path``
+        a file to append to, made with mode 0600; empty: none.
+    ``started``
+        the time.monotonic() that events count from; default: now.
+    ``folder``
+        where the lines of each user are counted, ``[krb5] ccache_directory``.
+
+    ``fields`` stand in every event; :meth:`bind` adds to them.  The field ``requestor`` is the uid
+    that asked.  If it is not 0 the lines are limited to
+    :data:`~lgss_keyring.system.limits.LOG_LINES` in
+    :data:`~lgss_keyring.system.limits.LOG_WINDOW` seconds, together with those of all other
+    processes of ours.  The last line that is shown says so, and the first one after that time comes
+    with another one before it that tells how many were not.  Events of level error are always
+    shown.
     """
 
     def __init__(
@@ -57,6 +70,7 @@ class Log:
         journal: str = JOURNAL,
         syslog: str = SYSLOG,
         started: float | None = None,
+        folder: str = FOLDER,
     ) -> None:
         self.level = LEVELS.get(level, 6)
         self.path = path
@@ -66,6 +80,7 @@ class Log:
         self._journal = journal
         self._syslog = syslog
         self._started = time.monotonic() if started is None else started
+        self._folder = folder
 
     def bind(self, **fields: object) -> None:
         """Add fields, named without the ``LGSS_`` they get, to all later events."""
@@ -73,15 +88,44 @@ class Log:
             self.fields[name] = str(value)
 
     def event(self, level: str, message: str, always: bool = False, **fields: object) -> None:
-        """Log one line, with ``always`` at any level; ``LGSS_MS`` tells the milliseconds
-        since ``started``."""
-        priority = LEVELS[level]
-        if priority > self.level and not always:
+        """Log one line; ``always``: whatever the log's level is.  Its field ``LGSS_MS`` has the
+        milliseconds since ``started``."""
+        if LEVELS[level] > self.level and not always:
             return
         values = {name: str(value) for name, value in {**self.fields, **fields}.items()}
+        requestor = values.get("requestor", "0")
+        if level != "error" and requestor.isdecimal() and requestor != "0":
+            shown, remark = self._count(int(requestor), values.get("uid") == "0")
+            if not shown:
+                return
+            message = printable(message, limits.LOG_MESSAGE - len(remark)) + remark
+        self._write(level, message, values)
+
+    def _count(self, requestor: int, for_machine: bool) -> tuple[bool, str]:
+        """Whether one more line of ``requestor`` is shown, and what is added to its text; tells
+        what was hidden before."""
+        # Only here, because requests of root need none of it.
+        from lgss_keyring.system import line_limit
+
+        limit = limits.LOG_LINES if self.level < LEVELS["debug"] else limits.LOG_LINES_AT_DEBUG
+        verdict = line_limit.count(self._folder, requestor, for_machine, limit)
+        hidden = verdict.hidden
+        if hidden is not None:
+            whose = "its requests for the machine" if hidden.for_machine else "its requests"
+            self._write(
+                "warning",
+                f"uid {hidden.uid}: at least {hidden.lines} more lines of {whose} are not shown, "
+                f"of the {limits.LOG_WINDOW:g} s that began {hidden.age:.0f} s ago",
+                {"requestor": str(hidden.uid), "hidden": str(hidden.lines)},
+            )
+        last = f" (more lines of uid {requestor} in these {limits.LOG_WINDOW:g} s are counted, not shown)"
+        return verdict.shown, last if verdict.last else ""
+
+    def _write(self, level: str, message: str, values: dict[str, str]) -> None:
         values["ms"] = f"{(time.monotonic() - self._started) * 1000:.1f}"
-        named = {f"LGSS_{name.upper()}": printable(value, _FIELD_LIMIT) for name, value in values.items()}
+        named = {f"LGSS_{name.upper()}": printable(value, limits.LOG_FIELD) for name, value in values.items()}
         message = printable(message)
+        priority = LEVELS[level]
         if not self._to_journal(priority, message, named):
             self._to_syslog(priority, message)
         if self.path:
@@ -106,7 +150,7 @@ class Log:
         message = message.replace("|", "\\x7c")
         line = f"{stamp} {IDENTIFIER}[{os.getpid()}] {level}: {message} | {tail}\n"
         try:
-            # No link is followed: root writes here.
+            # Root writes here, so no link is followed.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             descriptor = os.open(self.path, flags, 0o600)
             try:
@@ -114,7 +158,7 @@ class Log:
             finally:
                 os.close(descriptor)
         except OSError:
-            pass  # nobody is left to be told
+            pass  # there is no other place where this could be reported
 
     def _send(self, path: str, text: str) -> bool:
         try:
@@ -122,7 +166,7 @@ class Log:
                 sender.settimeout(self.patience)
                 sender.sendto(text.encode("ascii"), path)
         except (BlockingIOError, TimeoutError):
-            return True  # it is there, but full: lost, rather than waited for
+            return True  # its queue is full: the line is lost, which is better than to wait
         except OSError:
             return False
         return True
