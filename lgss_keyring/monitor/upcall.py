@@ -21,9 +21,8 @@ from lgss_keyring.formats import callout
 from lgss_keyring.formats.errors import Kind, LgssError
 from lgss_keyring.formats.outcome import Answer, Failed
 from lgss_keyring.monitor import init_channel, service
-from lgss_keyring.system import config_file, keys
+from lgss_keyring.system import config_file, keys, processes
 from lgss_keyring.system.log import PATIENCE, Log
-from lgss_keyring.worker import namespaces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def run(key: int, options: Mapping[str, str], words: Sequence[str], started: flo
     """Serve the upcall for ``key``; ``words`` are the arguments of docs/protocol.md 1 from
     ``create`` on, ``options`` the front's, ``started`` the time.monotonic() at which
     the key had been instantiated.  Does not return."""
-    forked = namespaces.own_start_time()
+    forked = processes.own_start_time()
     daemonize()
     log = Log(started=started)
     log.bind(key=key)

@@ -2,8 +2,8 @@
 
 A worker that has passed :func:`become` has the user's real, effective and saved
 ids, one group, no capability and no_new_privs (docs/architecture.md, "Privilege
-separation").  The C program keeps a saved uid 0 to switch back with; here that part
-stays with another process.
+separation").  The C program keeps a saved uid 0 to switch back with; here another
+process, the monitor, stays root.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ PR_SET_NO_NEW_PRIVS = 38
 # variables (CVE-2009-0360: docs/security.md, "What programs of this kind taught").
 ENVIRONMENT = {"HOME": "/", "PATH": "/sbin:/bin:/usr/sbin:/usr/bin"}
 
-DEFAULT_CONFIG = "/etc/krb5.conf"
-AS_IT_IS = os.path.join(os.path.dirname(__file__), "krb5-names-as-they-are.conf")
+DEFAULT_KRB5_CONFIG = "/etc/krb5.conf"
+NAMES_AS_THEY_ARE = os.path.join(os.path.dirname(__file__), "krb5-names-as-they-are.conf")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -39,18 +39,20 @@ def replace_environment(krb5_config: str, canonicalize: bool = True) -> None:
     """Start over with a fixed environment; ``krb5_config`` (a path, or empty for
     the library's default) becomes KRB5_CONFIG.
 
-    Without ``canonicalize`` a file of ours stands before it: of two, libkrb5 believes
-    the first.  Unlike a principal built here that leaves [domain_realm] to libkrb5.
+    Without ``canonicalize`` a file of ours stands before it: libkrb5 takes a setting from the
+    first file that has it.  A principal that is built here would do, too, but libkrb5 would
+    then not apply [domain_realm].
     """
     os.environ.clear()
     os.environ.update(ENVIRONMENT)
     if not canonicalize:
-        krb5_config = f"{AS_IT_IS}:{krb5_config or DEFAULT_CONFIG}"
+        krb5_config = f"{NAMES_AS_THEY_ARE}:{krb5_config or DEFAULT_KRB5_CONFIG}"
     if krb5_config:
         os.environ["KRB5_CONFIG"] = krb5_config
 
 
 NOGROUP = 65534
+"""The gid of nobody (nogroup)."""
 
 
 def primary_group(uid: int, fallback: int) -> int:
@@ -65,15 +67,15 @@ def primary_group(uid: int, fallback: int) -> int:
 def become(uid: int, gid: int, enter: Callable[[], None] | None = None) -> None:
     """Become ``uid`` and ``gid`` for good; with uid 0 only the groups change.
 
-    ``enter`` is called before, to go into the user's namespaces: only root can, and
-    from then on no file is opened until root is gone.  Raises :class:`LgssError` if
-    anything of root is left afterwards, whatever the reason (securebits, a security
+    ``enter`` is called before, to go into the user's namespaces: only root can do that, and
+    from then on no file is opened until this process is the user.  Raises :class:`LgssError` if
+    any privilege of root is left afterwards, whatever the reason (securebits, a security
     module): the caller must end the process then.
     """
     if enter is not None and uid == 0:
         raise LgssError("root enters no namespace: it could not drop anything there", errno=errno.EPERM)
-    # Opened here and not where it is read: that may be in the user's mount namespace,
-    # whose /proc is whatever the user put there.
+    # Opened before the entering: in the user's mount namespace /proc is what the user has
+    # put there.
     status = os.open("/proc/self/status", os.O_RDONLY)
     try:
         if enter is not None:
@@ -93,7 +95,7 @@ def _drop(uid: int, gid: int) -> None:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
         _prctl(PR_SET_NO_NEW_PRIVS, 1)
-        # Nobody of that uid may look into us: the change of ids has cleared this
+        # No process of that uid may look into this one. The change of ids has cleared the
         # flag already, unless /proc/sys/fs/suid_dumpable says otherwise.
         _prctl(PR_SET_DUMPABLE, 0)
     except OSError as error:
@@ -103,11 +105,11 @@ def _drop(uid: int, gid: int) -> None:
 def die_with(parent: int) -> None:
     """Let the kernel end this process (SIGKILL) when ``parent`` ends.
 
-    A change of ids clears this (prctl(2)), so it is said again after :func:`become`.
+    A change of ids clears this setting (prctl(2)), so it is made again after :func:`become`.
     """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # It may have ended just before: then nobody would tell us any more. Who was forked
-    # into a pid namespace (0) cannot tell; its next message finds the socket closed.
+    # If the parent has ended just before, no signal comes any more. A process that was
+    # forked into a pid namespace sees 0 and cannot tell; its next message finds the socket closed.
     if os.getppid() not in (parent, 0):
         os._exit(1)
 
@@ -126,7 +128,7 @@ def fork_hidden() -> int:
             pid = -1
             raise
         finally:
-            # Else no thread could be started any more (clone(2), CLONE_THREAD).
+            # Otherwise this process could start no thread any more (clone(2), CLONE_THREAD).
             if pid != 0 and _libc.setns(ctypes.c_int(own), ctypes.c_int(CLONE_NEWPID)):
                 number = ctypes.get_errno()
                 raise OSError(number, f"setns: {os.strerror(number)}")
@@ -143,9 +145,9 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _capable(status: int) -> bool:
-    """Whether this process holds or could regain a capability without execve(2), by its
-    /proc/self/status open as ``status``."""
-    # In bytes: a text file would look up its codec in a library that this user may
+    """Whether this process holds a capability or could regain one without execve(2).
+    ``status`` is a descriptor of its /proc/self/status."""
+    # Read as bytes: for text Python would load a codec from a library that this user may
     # not be able to read.
     for line in os.pread(status, 1 << 16, 0).splitlines():
         if line.startswith((b"CapEff:", b"CapPrm:", b"CapAmb:")) and int(line.split()[1], 16):

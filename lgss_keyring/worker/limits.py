@@ -15,3 +15,19 @@ TMP_ENTRIES = 100_000
 """How many entries of /tmp, or of /run/user/UID, are looked at: anybody may fill /tmp."""
 CACHE_FILES = 1000
 """How many files of the user's own are opened there as credential caches."""
+
+LEGS = 10
+"""How many tokens a negotiation sends.  No mechanism in use takes more than three; an acceptor
+that continues for ever must not keep the worker as long."""
+
+REPLY_BYTES = 1 << 17
+"""The longest RPC reply.  An AP-REP has a few hundred bytes; tokens with authorization data have
+tens of thousands."""
+VERIFIER_BYTES = 400
+"""The longest opaque authentication field (RFC 5531, 8.2)."""
+HANDLE_BYTES = 1024
+STRAY_REPLIES = 8
+"""How many replies to calls that are not ours are passed over before the connection is given up."""
+
+PROGRAM_LINE_BYTES = 1000
+"""How much of the output of `[names] program` is read."""

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class MonitorConnection:
-    """The worker's end: what it may say to the monitor."""
+    """The worker's end of the socketpair that it shares with its monitor."""
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
-        self._left = worker_messages.STEP_LIMIT - 1
+        self._steps_left = worker_messages.STEP_LIMIT - 1
 
-    def alone(self) -> None:
-        """Close all other descriptors but the first three: what the monitor has open is
-        not the user's, who may become this worker's master."""
+    def close_other_descriptors(self) -> None:
+        """Close all descriptors but the first three and this connection's: what the monitor has
+        open must not be the user's, who may take this worker over."""
         for name in os.listdir("/proc/self/fd"):
             number = int(name)
             if number > 2 and number != self._socket.fileno():
@@ -38,25 +38,28 @@ class MonitorConnection:
                 except OSError:
                     pass  # the listing's own
 
-    def group(self, gid: int) -> None:
-        """Tell the user's primary group; before anything else, and as root."""
+    def send_group(self, gid: int) -> None:
+        """Send the user's primary group: the first message, while this is still root."""
         self._socket.send(worker_messages.pack_group(gid))
 
     def report(self, level: str, text: str) -> None:
-        """Tell a step, for the log; too many are dropped."""
-        self._left -= 1
-        if self._left > 0:
+        """Send a step, for the log; after the limit of steps the rest is dropped."""
+        self._steps_left -= 1
+        if self._steps_left > 0:
             self._socket.send(worker_messages.pack_step(level, text))
 
-    def carry(self, token: bytes) -> tuple[int, bytes]:
-        """Let the monitor carry ``token`` to the Lustre server; gives status and reply
-        buffer (docs/protocol.md 6).  Raises ChannelError if the write itself failed."""
+    def send_token(self, token: bytes) -> tuple[int, bytes]:
+        """Let the monitor write ``token`` to init_channel.
+
+        Returns the RPC's status (0 or a negative errno) and the reply buffer
+        (docs/protocol.md 6).  Raises ChannelError if the write itself failed.
+        """
         if not 0 < len(token) <= worker_messages.TOKEN_LIMIT:
             raise ChannelError(f"a token of {len(token)} bytes cannot be carried", errno=errno.E2BIG)
         self._socket.send(b"T" + token)
         message = self._socket.recv(worker_messages.REPLY_LIMIT)
         if not message:
-            os._exit(1)  # the monitor is gone
+            os._exit(1)  # the monitor has ended
         answer = worker_messages.unpack_reply(message)
         if not isinstance(answer, Failed):
             return answer
@@ -64,16 +67,16 @@ class MonitorConnection:
             answer.reason, errno=answer.errno, major=answer.major, kind=answer.kind, hint=answer.hint
         )
 
-    def outcome(self, outcome: Established | Failed) -> None:
-        """The last word."""
+    def send_outcome(self, outcome: Established | Failed) -> None:
+        """Send the outcome: the last message."""
         self._socket.send(worker_messages.pack_outcome(outcome))
 
 
 def serve(end: socket.socket, work: Callable[[MonitorConnection], Established | Failed]) -> None:
     """Run ``work`` and send what it returns, or what it raises, through ``end``."""
-    monitor = MonitorConnection(end)
+    connection = MonitorConnection(end)
     try:
-        monitor.outcome(work(monitor))
+        connection.send_outcome(work(connection))
     except Exception as error:
         # Also an outcome that does not fit a message.
-        monitor.outcome(Failed.by(error))
+        connection.send_outcome(Failed.by(error))

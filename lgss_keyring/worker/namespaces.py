@@ -1,15 +1,10 @@
-"""Where a request's credentials live: the namespaces of the process in field 10.
+"""Where a request's credentials live: the namespaces of the process in callout field 10.
 
 docs/security.md, "Whom we believe", is the rule.  For a user's request the worker *enters*
-them, while still root, touching no file between that and :func:`identity.become`.
-setns(2) after setuid(2), as the C program does it, gives EPERM.  For the machine's
-credential nobody enters: krb5.conf can name plug-ins to load, so root takes the
-container's keytab alone, opened below /proc/PID/root, and reads nothing else there.
-
-A pid is a name that may get another bearer.  So a descriptor of /proc/PID is taken first,
-which stays with that one process and cannot be read any more when it has ended; everything
-is read through this.  No pidfd: pidfd_open(2) looks the number up in the caller's pid
-namespace, and the worker is in one of its own; and kernels before 5.8 have no setns(2) by it.
+these namespaces while it is still root, and touches no file between that and
+:func:`identity.become`.  (setns(2) after setuid(2), as the C program does it, gives EPERM.)
+For the machine's credential nobody enters: krb5.conf can name plug-ins to load.  So root
+opens only the container's keytab, below /proc/PID/root, and reads nothing else there.
 """
 
 from __future__ import annotations
@@ -21,6 +16,7 @@ import stat
 
 from lgss_keyring.formats.errors import CredentialError, Kind, RefusedError
 from lgss_keyring.system import keyrings
+from lgss_keyring.system.processes import Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,11 +24,15 @@ if TYPE_CHECKING:
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
-KINDS = {"mnt": CLONE_NEWNS, "net": CLONE_NEWNET}
+ENTERED = {"mnt": CLONE_NEWNS, "net": CLONE_NEWNET}
+"""The kinds of namespaces that a worker enters, by their names in /proc/PID/ns."""
 
 SYS_OPENAT2 = 437
-"""The same on every architecture (openat2(2))."""
+"""The same number on every architecture (openat2(2))."""
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+
+ENDED = (errno.ESRCH, errno.ENOENT)
+HINT = "the process that needs the context must live until it has it, and be its user's"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -41,135 +41,110 @@ class _OpenHow(ctypes.Structure):
     _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
 
 
-def start_time(stat_line: bytes) -> int:
-    """Field 22 of /proc/PID/stat: when the process started, in clock ticks since boot."""
-    # The second field is the program's name in parentheses, and may hold anything.
-    return int(stat_line[stat_line.rindex(b")") + 1 :].split()[19])
+def refusal(pid: int, why: str, number: int = errno.ESRCH, hint: str = HINT) -> RefusedError:
+    """The error that says ``why`` credentials are not looked for where ``pid`` has its."""
+    return RefusedError(
+        f"cannot look for credentials where process {pid} has its: {why}",
+        errno=number,
+        kind=Kind.NAMESPACE,
+        hint=hint,
+    )
 
 
-def state(stat_line: bytes) -> bytes:
-    """Field 3 of /proc/PID/stat, a letter."""
-    return stat_line[stat_line.rindex(b")") + 1 :].split()[0]
+def _unreadable(pid: int, error: OSError) -> RefusedError:
+    if error.errno in ENDED:
+        return refusal(pid, "it has ended")
+    return refusal(pid, f"not even root may look into it ({error.strerror})", errno.EACCES)
 
 
-def own_start_time() -> int:
-    """When this process started."""
-    with open("/proc/self/stat", "rb") as file:
-        return start_time(file.read())
-
-
-def _same(theirs: os.stat_result, kind: str) -> bool:
+def _is_ours(theirs: os.stat_result, kind: str) -> bool:
     ours = os.stat(f"/proc/self/ns/{kind}")
     return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
 
 
-class Place:
-    """Another process's namespaces: ``different`` is the set of those that are not ours."""
+class RequestorNamespaces:
+    """The mount and network namespace of one task, held open: a process may change its
+    namespaces at any time.  ``different`` has the kinds in which it is not where we are."""
 
-    def __init__(self, pid: int) -> None:
-        """Take hold of ``pid``, which may be a thread's (the kernel's idea of a pid) and
-        stands for that thread's process then; raises RefusedError if there is none."""
-        self.pid = pid
+    def __init__(self, task: Task) -> None:
+        """Take hold of the namespaces of ``task``; raises RefusedError."""
+        self.task = task
+        self.pid = task.pid
         try:
-            with open(f"/proc/{pid}/status", "rb") as status:
-                (line,) = (line for line in status if line.startswith(b"Tgid:"))
-            self.pid = pid = int(line.split()[1])
-            self._proc = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
-        except (OSError, ValueError) as error:
-            raise self.refused("there is no such process any more") from error
-        try:
-            # Open, not named: a process may change its namespaces at any time.
-            self._namespaces = {kind: os.open(f"ns/{kind}", os.O_RDONLY, dir_fd=self._proc) for kind in KINDS}
+            self._descriptors = {kind: task.open(f"ns/{kind}") for kind in ENTERED}
         except OSError as error:
-            raise self._out_of_reach(error) from error
+            raise _unreadable(task.pid, error) from error
         self.different = {
-            kind for kind, theirs in self._namespaces.items() if not _same(os.fstat(theirs), kind)
+            kind for kind, descriptor in self._descriptors.items() if not _is_ours(os.fstat(descriptor), kind)
         }
 
-    def refused(self, why: str, number: int = errno.ESRCH) -> RefusedError:
-        """The error that says ``why`` this process's namespaces will not do."""
-        return RefusedError(
-            f"cannot look for credentials where process {self.pid} has its: {why}",
-            errno=number,
-            kind=Kind.NAMESPACE,
-            hint="the process that needs the context must live until it has it, and be its user's",
-        )
-
-    def _read(self, name: str) -> bytes:
-        try:
-            descriptor = os.open(name, os.O_RDONLY, dir_fd=self._proc)
-            try:
-                return os.read(descriptor, 8192)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise self._out_of_reach(error) from error
-
-    def _out_of_reach(self, error: OSError) -> RefusedError:
-        if error.errno in (errno.ESRCH, errno.ENOENT):
-            return self.refused("it has ended")
-        return self.refused(f"not even root may look into it ({error.strerror})", errno.EACCES)
-
     def check_owner(self, uid: int, forked: int) -> int:
-        """The process's real uid; raises RefusedError unless that is ``uid`` and the process
-        started by ``forked`` (clock ticks).  A process of root in our own namespaces passes, too: one
-        that does something for that user, and there is nothing to enter."""
-        (line,) = (line for line in self._read("status").split(b"\n") if line.startswith(b"Uid:"))
-        real = int(line.split()[1])
-        started = start_time(self._read("stat"))
+        """The task's real uid; raises RefusedError unless that is ``uid`` and the task
+        started by ``forked`` (clock ticks since boot).
+
+        A process of root in our own namespaces passes, too: it is a service that does something for
+        that user, and there is nothing to enter.
+        """
+        try:
+            real = int(self.task.status()[b"Uid"].split()[0])
+            started = self.task.start_time()
+        except OSError as error:
+            raise _unreadable(self.pid, error) from error
         self.check_alive()
         if real != uid and (real != 0 or self.different):
-            raise self.refused(f"it is of uid {real}, not {uid}", errno.EACCES)
+            raise refusal(self.pid, f"it is of uid {real}, not {uid}", errno.EACCES)
         if started > forked:
-            raise self.refused("it has started after the request; the number was reused")
+            raise refusal(self.pid, "it has started after the request; the number was reused")
         return real
 
     def check_initial(self) -> None:
-        """Raise RefusedError unless the process lives in our own user namespace, which is
+        """Raise RefusedError unless the task lives in our own user namespace, which is
         the initial one: request-key(8) runs there."""
         try:
-            shared = _same(os.stat("ns/user", dir_fd=self._proc), "user")
+            shared = _is_ours(self.task.stat_of("ns/user"), "user")
         except OSError as error:
-            raise self._out_of_reach(error) from error
+            raise _unreadable(self.pid, error) from error
         self.check_alive()
         if not shared:
-            raise self.refused("it lives in another user namespace, which has no machine", errno.EACCES)
+            raise refusal(self.pid, "it lives in another user namespace, which has no machine", errno.EACCES)
 
     def check_ours(self) -> None:
         """Raise RefusedError if there is anything to enter: root has nothing to drop after
-        it, and would read the krb5.conf there, with all that this can load, as itself."""
+        it, and would read the krb5.conf there, with all that this can load, as root."""
         if self.different:
-            raise self.refused("root's own credentials are looked for in our namespaces only", errno.EACCES)
+            raise refusal(
+                self.pid, "root's own credentials are looked for in our namespaces only", errno.EACCES
+            )
 
     def check_alive(self) -> None:
-        """Raise RefusedError if the process has ended."""
-        # A zombie can still be read.
-        if state(self._read("stat")) in b"ZX":
-            raise self.refused("it has ended")
+        """Raise RefusedError if the task has ended."""
+        if self.task.has_ended():
+            raise refusal(self.pid, "it has ended")
 
     def enter(self) -> None:
         """Enter what is different, as root; no file may be touched until the caller has
         become the user.  Raises RefusedError.
 
-        This holds nothing of the process afterwards: what runs in there is that place's
-        code (plug-ins of libkrb5, name service modules), and from a folder of our /proc it
-        would come by ``..`` to the root of this host.
+        This process holds nothing of the task afterwards: the code that runs from now on is the
+        container's (plug-ins of libkrb5, name service modules), and a folder of our /proc
+        would lead it by ``..`` to the root of this host.
         """
         try:
             for kind in self.different:
-                if _libc.setns(ctypes.c_int(self._namespaces[kind]), ctypes.c_int(KINDS[kind])):
-                    raise self.refused(f"setns: {os.strerror(ctypes.get_errno())}")
+                if _libc.setns(ctypes.c_int(self._descriptors[kind]), ctypes.c_int(ENTERED[kind])):
+                    raise refusal(self.pid, f"setns: {os.strerror(ctypes.get_errno())}")
         finally:
-            for descriptor in (self._proc, *self._namespaces.values()):
+            self.task.close()
+            for descriptor in self._descriptors.values():
                 os.close(descriptor)
 
     def open_below(self, path: str) -> int:
-        """Open a regular file below the process's root directory for reading, every link
+        """Open a regular file below the task's root directory for reading, every link
         on the way resolved inside it (openat2(2), RESOLVE_IN_ROOT).
 
         Raises CredentialError.
         """
-        root = os.open("root", os.O_PATH | os.O_DIRECTORY, dir_fd=self._proc)
+        root = self.task.open("root", os.O_PATH | os.O_DIRECTORY)
         try:
             # Only its name at first: to open a device does something, and a container
             # may have made a node of one that is closed to it.
@@ -207,38 +182,42 @@ class Place:
 
 
 def foreign(pid: int) -> bool:
-    """Whether process ``pid`` lives in another mount namespace, at a glance: what is found
+    """Whether process ``pid`` may live in another mount namespace, at a glance: what is found
     out here is checked by :func:`find`."""
     try:
-        return not _same(os.stat(f"/proc/{pid}/ns/mnt"), "mnt")
+        return not _is_ours(os.stat(f"/proc/{pid}/ns/mnt"), "mnt")
     except OSError:
-        return False
+        return bool(pid)
 
 
-def find(request: UpcallRequest, forked: int, containers: bool = True) -> Place | None:
-    """Where the credentials of ``request`` live, checked; None: here, with us.
+def find(request: UpcallRequest, forked: int, containers: bool = True) -> RequestorNamespaces | None:
+    """The namespaces in which the credentials of ``request`` live, checked; None: ours.
 
-    ``forked`` is the start time of the front's child, a few milliseconds later than the
-    front's: until then the requestor still waited.  Without ``containers`` nothing
+    ``forked`` is the start time of the front's child (clock ticks since boot), a few milliseconds later
+    than the front's: until then the requestor still waited.  Without ``containers`` nothing
     but our own namespaces will do.  Raises RefusedError.  Takes the requestor's keyrings
-    away if he is not the user he asks for.
+    out of our session keyring if the requestor is not the user that it asks for.
     """
     if not request.pid or (request.is_machine and request.requestor_uid != 0):
         return None
-    place = Place(request.pid)
+    try:
+        task = Task(request.pid)
+    except OSError as error:
+        raise refusal(request.pid, "there is no such process any more") from error
+    namespaces = RequestorNamespaces(task)
     if not request.is_machine:
-        if place.check_owner(request.uid, forked) != request.uid:
+        if namespaces.check_owner(request.uid, forked) != request.uid:
             # A service of root's that works for this user: its credentials are its own.
             keyrings.unlink_requestor(request.keyrings)
         if request.uid == 0:
-            place.check_ours()
-        if "mnt" in place.different and os.getpid() != 1:
-            raise place.refused("it has changed its mount namespace meanwhile")
-    elif "mnt" in place.different:
-        place.check_initial()
+            namespaces.check_ours()
+        if "mnt" in namespaces.different and os.getpid() != 1:
+            raise refusal(request.pid, "it has changed its mount namespace meanwhile")
+    elif "mnt" in namespaces.different:
+        namespaces.check_initial()
     else:
         # A keytab is a file: another network namespace alone changes nothing.
         return None
-    if place.different and not containers:
-        raise place.refused("[upcall] containers is off", errno.EACCES)
-    return place if place.different else None
+    if namespaces.different and not containers:
+        raise refusal(request.pid, "[upcall] containers is off", errno.EACCES)
+    return namespaces if namespaces.different else None

@@ -1,9 +1,8 @@
-"""``negotiate(request, config, channel) -> Established | Failed``: a service that
-knows no key.
+"""``negotiate(request, config, channel) -> Established | Failed``: one context, without any key.
 
-Who asks, whom for and how is the request's; how tokens travel is the channel's; the
-mechanism makes them.  Runs in a worker (:mod:`lgss_keyring.monitor.worker_process`) that may already
-be an ordinary user, and needs nothing of root.
+The request says who asks, for which user and with which mechanism; the channel takes the
+tokens to the acceptor; the mechanism makes them.  This runs in a worker
+(:mod:`lgss_keyring.monitor.worker_process`) that may already be an ordinary user.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from lgss_keyring.formats.errors import (
 from lgss_keyring.formats.nid import Nid
 from lgss_keyring.formats.outcome import Established, Failed
 from lgss_keyring.worker import mech, names
+from lgss_keyring.worker.limits import LEGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,14 +30,10 @@ if TYPE_CHECKING:
 GSS_S_COMPLETE = 0
 GSS_S_CONTINUE_NEEDED = 1
 
-# No mechanism in use takes more than three; an acceptor that continues for ever
-# must not keep us for as long.
-LEGS_LIMIT = 10
-
 
 def preload(request: UpcallRequest) -> None:
     """Import now what :func:`negotiate` will need for ``request``, so that it touches
-    no file of ours when it has become somebody else; raises MechanismError."""
+    no file of ours when this process has become the user; raises MechanismError."""
     names.preload(Nid.from_int(request.target_nid))
     mech.load(request.mechanism).prepare(request)
 
@@ -51,9 +47,9 @@ def negotiate(
 ) -> Established | Failed:
     """Negotiate the context that ``request`` asks for.
 
-    ``report(level, text)`` is told each step, levels as in :mod:`lgss_keyring.system.log`.
-    Raises nothing: every error is a :class:`Failed`.  Blocks for as long as the
-    KDC and name service please; the bound is the caller's.
+    ``report(level, text)`` gets each step, with levels as in :mod:`lgss_keyring.system.log`.
+    Raises nothing: every error is a :class:`Failed`.  Blocks for as long as KDC and
+    name service do; the caller bounds that.
     """
     try:
         host = names.host_name(Nid.from_int(request.target_nid), config)
@@ -62,7 +58,7 @@ def negotiate(
         try:
             return _attempt(request, config, channel, service, report)
         except ChannelError as error:
-            # Once more and from the start, with a new authenticator: the old one
+            # Try once more, from the start and with a new authenticator: the old one
             # may be in the acceptor's replay cache.
             again = error.errno == errno.ETIMEDOUT or error.kind == Kind.START_AGAIN
             if channel.once or not again:
@@ -80,7 +76,7 @@ def _attempt(
     try:
         token = initiator.step(None)
         handle = b""
-        for leg in range(1, LEGS_LIMIT + 1):
+        for leg in range(1, LEGS + 1):
             if token is None:
                 raise MechanismError("the acceptor wants to go on where the mechanism is done")
             reply = channel.exchange(token, handle)
@@ -96,7 +92,7 @@ def _attempt(
             if reply.major == GSS_S_COMPLETE:
                 break
         else:
-            raise MechanismError(f"the acceptor still wants to go on after {LEGS_LIMIT} tokens")
+            raise MechanismError(f"the acceptor still wants to go on after {LEGS} tokens")
         if not initiator.complete or token is not None:
             raise MechanismError("the acceptor is done before the mechanism is", major=GSS_S_FAILURE)
         if reply.proof is not None:

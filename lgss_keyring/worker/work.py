@@ -13,51 +13,72 @@ if TYPE_CHECKING:
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
     from lgss_keyring.formats.outcome import Established, Failed
+    from lgss_keyring.worker.channel import Channel
     from lgss_keyring.worker.monitor_connection import MonitorConnection
-    from lgss_keyring.worker.namespaces import Place
+    from lgss_keyring.worker.namespaces import RequestorNamespaces
 
 
 def run(
     request: UpcallRequest, settings: Config, monitor: int, forked: int, connection: MonitorConnection
 ) -> Established | Failed:
-    """The worker's part; nothing before :func:`identity.become` may read what the
-    user controls."""
-    connection.alone()
+    """Do all of a worker's work for ``request``, in the worker's process, which is root at first.
+
+    ``monitor`` is the pid of the monitor, ``forked`` the start time (clock ticks since boot) that the
+    process of callout field 10 must not be younger than.  Nothing before
+    :func:`identity.become` may read what the user controls.  Raises LgssError.
+    """
+    connection.close_other_descriptors()
     identity.replace_environment(settings.krb5.config, settings.names.canonicalize)
     # Loaded while still root: the user need not be able to read the installation, and
-    # his mount namespace need not have it.
+    # the user's mount namespace need not have it.
     negotiation.preload(request)
-    acceptor = channel.for_request(request, settings, connection.carry)
-    gid = request.requestor_gid if request.requestor_uid == request.uid else request.gid
-    if request.uid and not gid and request.requestor_uid == 0:
-        gid = identity.NOGROUP  # root's own, not this user's
-    gid = identity.primary_group(request.uid, gid)
-    connection.group(gid)
-    place = namespaces.find(request, forked, settings.upcall.containers)
-    if place is not None and request.is_machine:
-        settings = _container(settings, place)
-    elif not request.is_machine:
-        if place is not None and "net" in place.different:
-            acceptor.connect()
-        identity.become(request.uid, gid, place.enter if place else None)
-        identity.die_with(monitor)
+    acceptor = channel.for_request(request, settings, connection.send_token)
+    gid = _primary_group(request)
+    connection.send_group(gid)
+    found = namespaces.find(request, forked, settings.upcall.containers)
+    if not request.is_machine:
+        _become_user(request, gid, found, acceptor, monitor)
         if not settings.names.canonicalize:
-            _check_names(connection, inside=place is not None and "mnt" in place.different)
-    where = (
-        f", credentials in {' and '.join(sorted(place.different))} of process {place.pid}" if place else ""
+            _check_names_file(connection, inside=found is not None and "mnt" in found.different)
+    elif found is not None:
+        settings = _for_container(settings, found)
+    place = (
+        f", credentials in {' and '.join(sorted(found.different))} of process {found.pid}" if found else ""
     )
-    connection.report("debug", f"working as uid {os.getuid()}, gid {os.getgid()}{where}")
+    connection.report("debug", f"working as uid {os.getuid()}, gid {os.getgid()}{place}")
     return negotiation.negotiate(request, settings, acceptor, connection.report)
 
 
-def _check_names(connection: MonitorConnection, inside: bool) -> None:
-    """Whether the file that keeps libkrb5 from changing names can be read, by this user,
-    here; it takes no notice of one that it cannot read."""
-    if os.access(identity.AS_IT_IS, os.R_OK):
+def _primary_group(request: UpcallRequest) -> int:
+    """The gid that the worker takes: by passwd(5), or for a user without an entry the
+    requestor's if the requestor is that user, else that of the callout."""
+    gid = request.requestor_gid if request.requestor_uid == request.uid else request.gid
+    if request.uid and not gid and request.requestor_uid == 0:
+        gid = identity.NOGROUP  # root's own, not this user's
+    return identity.primary_group(request.uid, gid)
+
+
+def _become_user(
+    request: UpcallRequest, gid: int, found: RequestorNamespaces | None, acceptor: Channel, monitor: int
+) -> None:
+    """Enter the namespaces in ``found``, if there are any, and become the user for good."""
+    if found is not None and "net" in found.different:
+        acceptor.connect()
+    identity.become(request.uid, gid, found.enter if found else None)
+    identity.die_with(monitor)
+
+
+def _check_names_file(connection: MonitorConnection, inside: bool) -> None:
+    """Check that this user can read, here, the file that keeps libkrb5 from changing names:
+    libkrb5 takes no notice of one that it cannot read.
+
+    ``inside`` another mount namespace that is only a warning.  Raises ConfigError.
+    """
+    if os.access(identity.NAMES_AS_THEY_ARE, os.R_OK):
         return
     if not inside:
         raise ConfigError(
-            f"[names] canonicalize is off, and uid {os.getuid()} cannot read {identity.AS_IT_IS}",
+            f"[names] canonicalize is off, and uid {os.getuid()} cannot read {identity.NAMES_AS_THEY_ARE}",
             hint="make it, and the folders above, readable for everybody",
         )
     connection.report(
@@ -65,9 +86,9 @@ def _check_names(connection: MonitorConnection, inside: bool) -> None:
     )
 
 
-def _container(settings: Config, place: Place) -> Config:
+def _for_container(settings: Config, found: RequestorNamespaces) -> Config:
     """The settings for a machine credential of a container: its keytab, and nothing of
-    the host's caches, nor of its keytab (CVE-2021-20208)."""
+    the host's caches, nor of the host's keytab (CVE-2021-20208)."""
     path = settings.krb5.keytab.removeprefix("FILE:")
-    values = {**settings.krb5.__dict__, "keytab": f"FILE:/proc/self/fd/{place.open_below(path)}"}
+    values = {**settings.krb5.__dict__, "keytab": f"FILE:/proc/self/fd/{found.open_below(path)}"}
     return config.Config(**{**settings.__dict__, "krb5": config.ContainerKrb5(**values)})

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from lgss_keyring.formats.errors import RefusedError
+from lgss_keyring.system import processes
 from lgss_keyring.worker import namespaces
 from tests.support import peers
 from tests.support.requestor import Requestor
@@ -166,15 +167,15 @@ def test_pid_that_is_gone(upcalls: Upcalls, user: Requestor) -> None:
 def test_pid_that_was_reused() -> None:
     """A process younger than the request is not who made it."""
     with process() as pid:
-        place = namespaces.Place(pid)
-        started = namespaces.start_time(Path(f"/proc/{pid}/stat").read_bytes())
-        place.check_owner(USER_UID, started)
+        found = namespaces.RequestorNamespaces(processes.Task(pid))
+        started = processes.start_time(Path(f"/proc/{pid}/stat").read_bytes())
+        found.check_owner(USER_UID, started)
         with pytest.raises(RefusedError, match="reused") as caught:
-            place.check_owner(USER_UID, started - 1)
+            found.check_owner(USER_UID, started - 1)
         assert caught.value.errno == errno.ESRCH
         with pytest.raises(RefusedError, match=f"uid {USER_UID}, not 5"):
-            place.check_owner(5, started)
-    for use in (place.check_alive, place.check_initial, lambda: place.check_owner(USER_UID, started)):
+            found.check_owner(5, started)
+    for use in (found.check_alive, found.check_initial, lambda: found.check_owner(USER_UID, started)):
         with pytest.raises(RefusedError, match="has ended"):
             use()
 
@@ -182,7 +183,7 @@ def test_pid_that_was_reused() -> None:
 @pytest.mark.parametrize("name", ["a) S 1 2 3", ") R (", "sleep"])
 def test_start_time_in_spite_of_the_name(name: str) -> None:
     line = f"77 ({name}) S " + " ".join(str(number) for number in range(4, 53))
-    assert namespaces.start_time(line.encode()) == 22
+    assert processes.start_time(line.encode()) == 22
 
 
 def test_foreign_krb5_conf_is_read_by_nobody_but_the_user(site: Site, upcalls: Upcalls, hidden: str) -> None:
@@ -269,7 +270,7 @@ def pid_namespaces() -> set[int]:
         if entry.name.isdigit():
             try:
                 # Not zombies, which wait for init.
-                if namespaces.state((entry / "stat").read_bytes()) != b"Z":
+                if processes.state((entry / "stat").read_bytes()) != b"Z":
                     found.add(os.stat(entry / "ns/pid").st_ino)
             except OSError:
                 pass

@@ -136,17 +136,17 @@ def test_environment_is_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert in_child(lambda: work("", True)) == plain.format("")
     assert in_child(lambda: work("/x.conf", True)) == plain.format("KRB5_CONFIG=/x.conf,")
     both = in_child(lambda: work("", False))
-    assert both == plain.format(f"KRB5_CONFIG={identity.AS_IT_IS}:/etc/krb5.conf,")
-    assert Path(identity.AS_IT_IS).exists()
+    assert both == plain.format(f"KRB5_CONFIG={identity.NAMES_AS_THEY_ARE}:/etc/krb5.conf,")
+    assert Path(identity.NAMES_AS_THEY_ARE).exists()
 
 
 def test_file_about_names_that_cannot_be_read_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """libkrb5 takes no notice of it, and reverse DNS would choose the server's principal."""
-    monkeypatch.setattr(identity, "AS_IT_IS", "/nonexistent")
+    monkeypatch.setattr(identity, "NAMES_AS_THEY_ARE", "/nonexistent")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         connection = MonitorConnection(theirs)
         with pytest.raises(ConfigError, match="cannot read /nonexistent"):
-            work._check_names(connection, inside=False)
-        work._check_names(connection, inside=True)
+            work._check_names_file(connection, inside=False)
+        work._check_names_file(connection, inside=True)
         assert b"that mount namespace decides" in ours.recv(1000)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from lgss_keyring.formats.errors import ChannelError
 from lgss_keyring.worker.channel import Reply
-from lgss_keyring.worker.channel.rpcsec_gss import REPLY_LIMIT, Reader, RpcsecGssChannel
+from lgss_keyring.worker.channel.rpcsec_gss import Reader, RpcsecGssChannel
+from lgss_keyring.worker.limits import REPLY_BYTES
 
 Serve = Callable[[socket.socket, bytes], None]
 
@@ -145,7 +146,7 @@ def test_no_verifier_is_wanted_before_the_last_leg() -> None:
         (lambda xid: record(b"no") * 9, errno.EPROTO, "malformed-reply"),
         (lambda xid: struct.pack(">I", 0x7FFFFFFF), errno.EPROTO, "malformed-reply"),
         (
-            lambda xid: struct.pack(">I", REPLY_LIMIT) + bytes(REPLY_LIMIT) + b"\0\0\0\1x",
+            lambda xid: struct.pack(">I", REPLY_BYTES) + bytes(REPLY_BYTES) + b"\0\0\0\1x",
             errno.EPROTO,
             "malformed-reply",
         ),

@@ -1,29 +1,32 @@
-"""How tokens travel to the acceptor: one module for each way, one line here."""
+"""How tokens travel to the acceptor: one module for each channel, and one entry in
+:data:`CHANNELS`."""
 
 from __future__ import annotations
-
-import importlib
 
 from lgss_keyring.formats.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
-    from lgss_keyring.worker.channel.lustre import Carry
+
+    SendToken = Callable[[bytes], tuple[int, bytes]]
+    """Takes a token to init_channel, where root is needed; gives the RPC's status (0 or a
+    negative errno) and the reply buffer.  Raises ChannelError for a failed write."""
 
     class Channel(Protocol):
-        """One way to one acceptor."""
+        """The connection to one acceptor."""
 
         once: bool
-        """Whether a negotiation cannot be tried again: the connection was made where we
-        are no more."""
+        """Whether a negotiation cannot be tried again: the connection was made in a network
+        namespace that this process has left."""
 
         def exchange(self, token: bytes, handle: bytes) -> Reply:
-            """Carry one token there (``handle`` empty for the first) and its answer
-            back.  Raises ChannelError; with ETIMEDOUT or of kind "start-again" a
+            """Send one token (``handle`` empty for the first) and return the acceptor's answer.
+            Raises ChannelError; with ETIMEDOUT or of kind "start-again" a
             new negotiation may be tried on the same channel."""
 
         def connect(self) -> None:
@@ -32,6 +35,10 @@ if TYPE_CHECKING:
 
         def close(self) -> None:
             """Give up what the channel holds; a later exchange begins anew."""
+
+    OpenChannel = Callable[[UpcallRequest, Config, SendToken], Channel]
+    """Makes the channel to the target of a request; nothing is connected yet.  Raises
+    ResolutionError if the target's NID has no address there."""
 
 
 class Reply(Record):
@@ -46,16 +53,23 @@ class Reply(Record):
     proof: tuple[bytes, bytes] | None = None
 
 
-# By the type of key that asks (docs/architecture.md, "Two kinds of key").
-CHANNELS = {"user": "rpcsec_gss", "lgssc": "lustre"}
+def _open_rpcsec_gss(request: UpcallRequest, config: Config, send_token: SendToken) -> Channel:
+    from lgss_keyring.worker.channel import rpcsec_gss
+
+    return rpcsec_gss.open_channel(request, config)
 
 
-def for_request(request: UpcallRequest, config: Config, carry: Carry) -> Channel:
-    """The channel to the target of ``request``; nothing is connected yet.
+def _open_lustre(request: UpcallRequest, config: Config, send_token: SendToken) -> Channel:
+    from lgss_keyring.worker.channel import lustre
 
-    ``carry`` takes a token to where root is needed.  Raises ResolutionError if the
-    target's NID has no address there.
-    """
-    module = importlib.import_module(f"{__name__}.{CHANNELS[request.key_type]}")
-    channel: Channel = module.open_channel(request, config, carry)
-    return channel
+    return lustre.LustreChannel(request.obd_name, send_token)
+
+
+CHANNELS: dict[str, OpenChannel] = {"user": _open_rpcsec_gss, "lgssc": _open_lustre}
+"""By the type of the key that asks (docs/architecture.md, "Two kinds of key").  Each entry
+imports its module when it is called: an upcall needs one of them."""
+
+
+def for_request(request: UpcallRequest, config: Config, send_token: SendToken) -> Channel:
+    """The channel to the target of ``request``; see :data:`OpenChannel`."""
+    return CHANNELS[request.key_type](request, config, send_token)

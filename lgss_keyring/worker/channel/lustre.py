@@ -1,7 +1,7 @@
 """Lustre's own channel: one write to init_channel is one round trip (docs/protocol.md 6).
 
-Only root may write there, while everything of a reply is read by the user: so this part,
-in the worker, hands each token to the monitor, which writes it
+Only root may write there, and only the user's worker may parse a reply.  So this module,
+in the worker, sends each token to the monitor, which writes it
 (:mod:`lgss_keyring.monitor.init_channel`), and parses what comes back.
 """
 
@@ -13,35 +13,23 @@ import struct
 
 from lgss_keyring.formats.errors import ChannelError, Kind
 from lgss_keyring.worker.channel import Reply
+from lgss_keyring.worker.limits import HANDLE_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from lgss_keyring.formats.callout import UpcallRequest
-    from lgss_keyring.formats.config import Config
-
-    Carry = Callable[[bytes], tuple[int, bytes]]
-    """Takes a token; gives the RPC's status (0 or a negative errno) and the reply
-    buffer.  Raises ChannelError for a failed write."""
-
-HANDLE_LIMIT = 1024
-
-
-def open_channel(request: UpcallRequest, config: Config, carry: Carry) -> LustreChannel:
-    """The channel for ``request``; ``carry`` is the way to the monitor."""
-    return LustreChannel(request.obd_name, carry)
+    from lgss_keyring.worker.channel import SendToken
 
 
 class LustreChannel:
-    """See :class:`lgss_keyring.worker.channel.Channel`; the structure has no room for a handle:
-    the kernel itself knows which context a second token would belong to."""
+    """See :class:`lgss_keyring.worker.channel.Channel`.  ``send_token`` leads to the monitor.  The
+    structure has no field for a handle: the kernel itself knows which context a second token
+    would belong to."""
 
     once = False
 
-    def __init__(self, obd_name: str, carry: Carry) -> None:
+    def __init__(self, obd_name: str, send_token: SendToken) -> None:
         self._peer = obd_name
-        self._carry = carry
+        self._send_token = send_token
 
     def connect(self) -> None:
         """Nothing to do: the kernel is connected."""
@@ -51,7 +39,7 @@ class LustreChannel:
 
     def exchange(self, token: bytes, handle: bytes) -> Reply:
         """Send ``token``; see :class:`lgss_keyring.worker.channel.Channel`."""
-        status, reply = self._carry(token)
+        status, reply = self._send_token(token)
         if status == 0:
             return parse_reply(reply)
         number = -status if -4096 < status < 0 else errno.EPROTO
@@ -76,13 +64,13 @@ def parse_reply(data: bytes) -> Reply:
         zero, major, minor, window, length = struct.unpack_from("=IIIII", data)
         if zero:
             raise ValueError(f"it begins with {zero} instead of 0")
-        if length > HANDLE_LIMIT:
+        if length > HANDLE_BYTES:
             raise ValueError(f"a handle of {length} bytes")
         handle = data[20 : 20 + length]
         at = 20 + (length + 3 & ~3)
         (length,) = struct.unpack_from("=I", data, at)
         token = data[at + 4 : at + 4 + length]
-        # The padding counts: a length that leaves no room for it is no kernel's.
+        # The padding counts, too: no kernel sends a length that leaves no room for it.
         if at + 4 + (length + 3 & ~3) > len(data):
             raise ValueError(f"a token of {length} bytes in a buffer of {len(data)}")
     except (struct.error, ValueError) as error:

@@ -1,6 +1,6 @@
 """RPCSEC_GSS context creation (RFC 2203, 5.2.2) over ONC RPC on TCP (RFC 5531).
 
-Written from the RFCs alone, for acceptors of any make.  A call is one record:
+Written from the RFCs alone, for any acceptor that keeps to them.  A call is one record:
 
     u32 mark (RFC 5531, 11: bit 31 last fragment, 31 bits length)
     u32 xid, 0 = CALL, 2 = RPC version, program, version, 0 = NULLPROC
@@ -24,12 +24,12 @@ import time
 from lgss_keyring.formats.errors import ChannelError, Kind
 from lgss_keyring.formats.nid import Nid, ip_address
 from lgss_keyring.worker.channel import Reply
+from lgss_keyring.worker.limits import HANDLE_BYTES, REPLY_BYTES, STRAY_REPLIES, VERIFIER_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
-    from lgss_keyring.worker.channel.lustre import Carry
 
 CALL, REPLY = 0, 1
 RPC_VERSION = 2
@@ -62,18 +62,9 @@ AUTH_STATES = {
 # (RFC 5531, 8.2).
 START_AGAIN = frozenset({2, 4, 13, 14})
 
-# An AP-REP has a few hundred bytes; tokens with authorization data, tens of
-# thousands.  Opaque authentication fields end at 400 (RFC 5531, 8.2).
-REPLY_LIMIT = 1 << 17
-VERIFIER_LIMIT = 400
-HANDLE_LIMIT = 1024
-# Replies to calls that are not ours, passed over before the connection is given up.
-STRAY_LIMIT = 8
 
-
-def open_channel(request: UpcallRequest, config: Config, carry: Carry) -> RpcsecGssChannel:
-    """The channel to the NID of ``request``; raises ResolutionError.  Root is not needed
-    for it, nor ``carry``."""
+def open_channel(request: UpcallRequest, config: Config) -> RpcsecGssChannel:
+    """The channel to the NID of ``request``; raises ResolutionError."""
     rpc = config.rpcsec_gss
     address = ip_address(Nid.from_int(request.target_nid))
     return RpcsecGssChannel(
@@ -127,8 +118,8 @@ class RpcsecGssChannel:
         :class:`lgss_keyring.worker.channel.Channel`."""
         procedure = RPCSEC_GSS_CONTINUE_INIT if handle else RPCSEC_GSS_INIT
         xid = os.urandom(4)
-        # Sequence number and service are undefined here (RFC 2203, 5.2.2): zeros
-        # but for the service, whose enumeration has no zero.
+        # Sequence number and service are undefined here (RFC 2203, 5.2.2). The service is 1,
+        # as its enumeration has no zero.
         credential = struct.pack(">IIII", RPCSEC_GSS_VERSION, procedure, 0, 1) + _opaque(handle)
         call = (
             xid
@@ -143,7 +134,7 @@ class RpcsecGssChannel:
             self._deadline = time.monotonic() + self._reply_timeout
             self._bound(connection)
             connection.sendall(struct.pack(">I", 1 << 31 | len(call)) + call)
-            for _ in range(STRAY_LIMIT):
+            for _ in range(STRAY_REPLIES):
                 record = self._record(connection)
                 if record[:4] == xid:
                     return self._reply(Reader(record[4:]))
@@ -161,7 +152,7 @@ class RpcsecGssChannel:
                 kind=Kind.ACCEPTOR_CLOSED,
                 hint="check that the acceptor runs at this address and see its log",
             ) from error
-        raise self._malformed(f"{STRAY_LIMIT} records, none of them a reply to our call")
+        raise self._malformed(f"{STRAY_REPLIES} records, none of them a reply to our call")
 
     def _connect(self) -> socket.socket:
         if self._socket is None:
@@ -211,14 +202,14 @@ class RpcsecGssChannel:
         while not last:
             (mark,) = struct.unpack(">I", self._receive(connection, 4))
             last, length = bool(mark >> 31), mark & 0x7FFFFFFF
-            if len(record) + length > REPLY_LIMIT:
-                raise self._malformed(f"a record of more than {REPLY_LIMIT} bytes")
+            if len(record) + length > REPLY_BYTES:
+                raise self._malformed(f"a record of more than {REPLY_BYTES} bytes")
             record += self._receive(connection, length)
         return bytes(record)
 
-    def _malformed(self, what: str) -> ChannelError:
+    def _malformed(self, problem: str) -> ChannelError:
         return ChannelError(
-            f"{self.peer} sent {what}",
+            f"{self.peer} sent {problem}",
             errno=errno.EPROTO,
             kind=Kind.MALFORMED_REPLY,
             hint="check that an RPCSEC_GSS server listens at this address and port",
@@ -234,19 +225,19 @@ class RpcsecGssChannel:
                 raise self._denied(reader)
             if state != MSG_ACCEPTED:
                 raise self._malformed(f"reply status {state}")
-            flavor, verifier = reader.u32(), reader.opaque(VERIFIER_LIMIT)
+            flavor, verifier = reader.u32(), reader.opaque(VERIFIER_BYTES)
             accepted = reader.u32()
             if accepted:
-                what = ACCEPT_STATES.get(accepted, f"accept status {accepted} for program")
+                problem = ACCEPT_STATES.get(accepted, f"accept status {accepted} for program")
                 raise ChannelError(
-                    f"{self.peer} answered {what} {self._program} version {self._version}",
+                    f"{self.peer} answered {problem} {self._program} version {self._version}",
                     errno=errno.EPROTONOSUPPORT,
                     kind=Kind.RPC_REFUSED,
                     hint="[rpcsec_gss] program and version must be the acceptor's",
                 )
-            handle = reader.opaque(HANDLE_LIMIT)
+            handle = reader.opaque(HANDLE_BYTES)
             major, minor, window = reader.u32(), reader.u32(), reader.u32()
-            token = reader.opaque(REPLY_LIMIT)
+            token = reader.opaque(REPLY_BYTES)
             reader.end()
         except ValueError as error:
             raise self._malformed(f"a malformed reply ({error})") from error
@@ -295,13 +286,13 @@ class Reader:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._at = 0
+        self._offset = 0
 
     def _take(self, length: int) -> bytes:
-        piece = self._data[self._at : self._at + length]
+        piece = self._data[self._offset : self._offset + length]
         if len(piece) != length:
-            raise ValueError(f"{length} bytes wanted at offset {self._at}, {len(piece)} left")
-        self._at += length
+            raise ValueError(f"{length} bytes wanted at offset {self._offset}, {len(piece)} left")
+        self._offset += length
         return piece
 
     def u32(self) -> int:
@@ -320,5 +311,5 @@ class Reader:
 
     def end(self) -> None:
         """Nothing may be left."""
-        if self._at != len(self._data):
-            raise ValueError(f"{len(self._data) - self._at} bytes too many")
+        if self._offset != len(self._data):
+            raise ValueError(f"{len(self._data) - self._offset} bytes too many")

@@ -1,7 +1,7 @@
 """Lustre's null mechanism (docs/protocol.md 7): a token there and back, and no protection.
 
-For tests of a Lustre site that is not to depend on Kerberos yet, and the proof that
-the rooms above need not know which mechanism they drive.
+For tests of a Lustre site that does not depend on Kerberos yet.  It also shows that the
+code above the mechanisms need not know which one it uses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FLAG_BITS = {"r": 1, "m": 2, "o": 4}
 ENDTIME = 2**32 - 1
-"""In seconds since the epoch: such a context has no end, and a u32 no later one."""
+"""In seconds since the epoch: the last that a u32 has, as such a context has no end."""
 
 
 def prepare(request: UpcallRequest) -> None:
