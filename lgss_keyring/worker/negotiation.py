@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
     from lgss_keyring.formats.outcome import Report
-    from lgss_keyring.worker.channel import Channel
+    from lgss_keyring.worker.channel.interface import Channel
 
 GSS_S_COMPLETE = 0
 GSS_S_CONTINUE_NEEDED = 1

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
     from lgss_keyring.formats.outcome import Established, Failed
-    from lgss_keyring.worker.channel import Channel
+    from lgss_keyring.worker.channel.interface import Channel
     from lgss_keyring.worker.monitor_connection import MonitorConnection
     from lgss_keyring.worker.namespaces import RequestorNamespaces
 

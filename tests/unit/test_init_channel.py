@@ -17,9 +17,9 @@ from .workers import ESTABLISHED, Fake, hostile, wait
 
 
 def carried(line: MonitorConnection) -> Established | Failed:
-    line.group(1234)
+    line.send_group(1234)
     line.report("debug", "before")
-    status, reply = line.carry(b"token")
+    status, reply = line.send_token(b"token")
     return Failed(errno.EIO, 0, "told", f"{status} {reply!r}")
 
 
@@ -83,9 +83,9 @@ def test_worker_that_dies_while_its_token_is_carried() -> None:
 
 def test_tokens_do_not_add_up_to_hours() -> None:
     def many(line: MonitorConnection) -> Established | Failed:
-        line.group(7)
+        line.send_group(7)
         for _ in range(20):
-            line.carry(b"token")
+            line.send_token(b"token")
         return ESTABLISHED
 
     writer = Fake(delay=0.6)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lgss_keyring.formats.errors import ChannelError
-from lgss_keyring.worker.channel import Reply
+from lgss_keyring.worker.channel.interface import Reply
 from lgss_keyring.worker.channel.rpcsec_gss import Reader, RpcsecGssChannel
 from lgss_keyring.worker.limits import REPLY_BYTES
 

@@ -142,7 +142,6 @@ def test_circles_of_types_are_known() -> None:
 
 CIRCLES_OF_TYPES = [
     {"lgss_keyring.sptlrpc.context", "lgss_keyring.sptlrpc.policy", "lgss_keyring.sptlrpc.sec"},
-    {"lgss_keyring.worker.channel", "lgss_keyring.worker.channel.lustre"},
 ]
 
 

@@ -240,7 +240,7 @@ def test_worker_that_ends_with_an_answer_unread() -> None:
     """The socket says ECONNRESET then."""
 
     def dying(line: MonitorConnection) -> Established | Failed:
-        line.group(7)
+        line.send_group(7)
         line._socket.send(b"Ttoken")
         time.sleep(0.4)
         os._exit(3)

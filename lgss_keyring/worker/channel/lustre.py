@@ -12,16 +12,16 @@ import os
 import struct
 
 from lgss_keyring.formats.errors import ChannelError, Kind
-from lgss_keyring.worker.channel import Reply
+from lgss_keyring.worker.channel.interface import Reply
 from lgss_keyring.worker.limits import HANDLE_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lgss_keyring.worker.channel import SendToken
+    from lgss_keyring.worker.channel.interface import SendToken
 
 
 class LustreChannel:
-    """See :class:`lgss_keyring.worker.channel.Channel`.  ``send_token`` leads to the monitor.  The
+    """See :class:`lgss_keyring.worker.channel.interface.Channel`.  ``send_token`` leads to the monitor.  The
     structure has no field for a handle: the kernel itself knows which context a second token
     would belong to."""
 
@@ -38,7 +38,7 @@ class LustreChannel:
         """Nothing to give up."""
 
     def exchange(self, token: bytes, handle: bytes) -> Reply:
-        """Send ``token``; see :class:`lgss_keyring.worker.channel.Channel`."""
+        """Send ``token``; see :class:`lgss_keyring.worker.channel.interface.Channel`."""
         status, reply = self._send_token(token)
         if status == 0:
             return parse_reply(reply)

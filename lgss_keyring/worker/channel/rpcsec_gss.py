@@ -23,7 +23,7 @@ import time
 
 from lgss_keyring.formats.errors import ChannelError, Kind
 from lgss_keyring.formats.nid import Nid, ip_address
-from lgss_keyring.worker.channel import Reply
+from lgss_keyring.worker.channel.interface import Reply
 from lgss_keyring.worker.limits import HANDLE_BYTES, REPLY_BYTES, STRAY_REPLIES, VERIFIER_BYTES
 
 TYPE_CHECKING = False
@@ -103,7 +103,7 @@ class RpcsecGssChannel:
         return f"{self._peer[0]}:{self._peer[1]}"
 
     def connect(self) -> None:
-        """See :class:`lgss_keyring.worker.channel.Channel`."""
+        """See :class:`lgss_keyring.worker.channel.interface.Channel`."""
         self._connect()
         self.once = True
 
@@ -115,7 +115,7 @@ class RpcsecGssChannel:
 
     def exchange(self, token: bytes, handle: bytes) -> Reply:
         """Send ``token`` by INIT, or by CONTINUE_INIT with a ``handle``; see
-        :class:`lgss_keyring.worker.channel.Channel`."""
+        :class:`lgss_keyring.worker.channel.interface.Channel`."""
         procedure = RPCSEC_GSS_CONTINUE_INIT if handle else RPCSEC_GSS_INIT
         xid = os.urandom(4)
         # Sequence number and service are undefined here (RFC 2203, 5.2.2). The service is 1,
