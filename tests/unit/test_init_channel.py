@@ -37,14 +37,14 @@ def test_failed_write_is_told_as_an_error() -> None:
 
 
 def test_time_of_the_server_is_not_the_negotiations() -> None:
-    worker = WorkerProcess(carried, Fake(delay=0.8))
-    answer = wait(worker, 0.5)
+    worker = WorkerProcess(carried, Fake(delay=0.5))
+    answer = wait(worker, 0.25)
     assert answer.failure is not None and answer.failure.kind == "told"
 
 
 def test_stuck_write_ends_at_its_own_limit() -> None:
     started = time.monotonic()
-    answer = wait(WorkerProcess(carried, Fake(delay=3)))
+    answer = wait(WorkerProcess(carried, Fake(delay=3, timeout=0.4)))
     assert time.monotonic() - started < 2
     assert answer.failure is not None and answer.failure.kind == "limit"
     assert "[lustre] reply_timeout" in answer.failure.hint
@@ -88,7 +88,7 @@ def test_tokens_do_not_add_up_to_hours() -> None:
             line.send_token(b"token")
         return ESTABLISHED
 
-    writer = Fake(delay=0.6)
+    writer = Fake(delay=0.3, timeout=0.5)
     started = time.monotonic()
     answer = wait(WorkerProcess(many, writer))
     assert time.monotonic() - started < 4

@@ -51,8 +51,10 @@ def hostile(messages: list[bytes], writer: InitChannelWriter | None = None) -> W
 class Fake(InitChannelWriter):
     """Stands for Lustre's kernel, which needs one: remembers, and answers when told."""
 
-    def __init__(self, result: tuple[int, bytes] | OSError = (0, b"reply"), delay: float = 0.0) -> None:
-        self.timeout = 1.0
+    def __init__(
+        self, result: tuple[int, bytes] | OSError = (0, b"reply"), delay: float = 0.0, timeout: float = 1.0
+    ) -> None:
+        self.timeout = timeout
         self.got: list[tuple[int, bytes]] = []
         self._path = "init_channel"
         self._told, self._delay = result, delay
