@@ -13,7 +13,7 @@ SBINDIR = $(PREFIX)/sbin
 MANDIR = $(PREFIX)/share/man
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # Python without an ending, which ruff does not find by itself.
-SCRIPTS := tests/vm/build tests/vm/vm tests/vm/check
+SCRIPTS := tests/unit-all tests/vm/build tests/vm/vm tests/vm/check
 # pyproject.toml has the list. An interpreter without tomllib is refused by a recipe, in words.
 dependencies = $(shell $(1) -c 'import shlex, tomllib; \
 	print(shlex.join(tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]))' 2>/dev/null)
@@ -55,6 +55,17 @@ lint: setup ## ruff and mypy --strict
 	$(BIN)/mypy
 	@# Inside the machine these import one another from their own folder.
 	cd tests/vm && MYPYPATH=../.. ../../$(BIN)/mypy --explicit-package-bases --config-file ../../pyproject.toml *.py
+
+# Not `setup`: these need what compiles the wheels, no KDC and no root.
+.PHONY: unit unit-all build-packages
+build-packages:
+	@./setup-packages build
+
+unit: build-packages $(VENV)/.ready ## the unit tests: no root, no network, no KDC
+	$(BIN)/python -m pytest tests/unit
+
+unit-all: build-packages $(VENV)/.ready ## the unit tests under Python 3.11, 3.12 and 3.13 (or PYTHONS='...')
+	@$(BIN)/python tests/unit-all $(PYTHONS)
 
 test: setup ## every test (root, a real kernel and KDC)
 	$(BIN)/python -m pytest

@@ -25,6 +25,7 @@ from tests.support import peers
 from .workers import ESTABLISHED, FAILED, Fake, hostile, ignore, wait
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a namespace")
 def test_hidden_worker_is_alone_and_takes_all_it_started_along() -> None:
     """And the process that made it can start threads as before."""
     held, kept = os.pipe()
