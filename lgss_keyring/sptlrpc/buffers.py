@@ -1,25 +1,23 @@
-"""Message buffers with room for the flavor's token (docs/design-2008.md 5.2.1, alloc_reqbuf
-and so on)."""
+"""Message buffers with room for the flavor's token: alloc_reqbuf and its like of
+docs/design-2008.md 5.2.1."""
 
 from __future__ import annotations
 
 import errno
 
 from lgss_keyring.formats.errors import Kind, LgssError
-
-GRAIN = 512
-"""Room is given in steps of so many bytes, as messages grow in small steps."""
+from lgss_keyring.sptlrpc.limits import BUFFER_STEP_BYTES
 
 
 class MessageBufferError(LgssError):
-    """A buffer that is too small, or was freed."""
+    """The buffer is too small, is in use, or was freed."""
 
     default_errno = errno.EMSGSIZE
     default_kind = Kind.BUFFER
 
 
 class Buffer:
-    """``size`` bytes for a message, and behind it room for a token of ``token_size``."""
+    """``size`` bytes for a message, followed by room for a token of ``token_size`` bytes."""
 
     def __init__(self, size: int, token_size: int) -> None:
         if size < 0:
@@ -29,7 +27,7 @@ class Buffer:
         self._data: bytearray | None = bytearray(self._capacity(size))
 
     def _capacity(self, size: int) -> int:
-        return -(-(size + self.token_size) // GRAIN) * GRAIN
+        return -(-(size + self.token_size) // BUFFER_STEP_BYTES) * BUFFER_STEP_BYTES
 
     def _live(self) -> bytearray:
         if self._data is None:
@@ -38,17 +36,20 @@ class Buffer:
 
     @property
     def capacity(self) -> int:
-        """How many bytes there are in all."""
+        """The size of the whole buffer in bytes."""
         return len(self._live())
 
     @property
     def message(self) -> memoryview:
-        """The message, to be written in place."""
+        """The part for the message, to be written in place."""
         return memoryview(self._live())[: self.size]
 
     def enlarge(self, size: int) -> None:
-        """Make room for a message of ``size`` bytes, what is there kept; raises
-        MessageBufferError while somebody holds :attr:`message`."""
+        """Make room for a message of ``size`` bytes; the bytes that are there stay.
+
+        Raises MessageBufferError for a smaller size than before, and while somebody holds
+        :attr:`message`.
+        """
         data = self._live()
         if size < self.size:
             raise MessageBufferError(f"{size} bytes are less than {self.size}", errno=errno.EINVAL)
@@ -61,7 +62,8 @@ class Buffer:
         self.size = size
 
     def finish(self, token: bytes) -> bytes:
-        """Message and token, as they are sent."""
+        """Message and token, as they are sent; raises MessageBufferError for a token that
+        is longer than ``token_size``."""
         if len(token) > self.token_size:
             raise MessageBufferError(f"a token of {len(token)} bytes where {self.token_size} were reserved")
         data = self._live()
@@ -69,6 +71,6 @@ class Buffer:
         return bytes(data[: self.size + len(token)])
 
     def free(self) -> None:
-        """Give the memory back; nothing can be done with it afterwards."""
+        """Give the memory back.  Everything else raises MessageBufferError afterwards."""
         self._live()
         self._data = None

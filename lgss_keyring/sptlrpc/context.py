@@ -1,25 +1,26 @@
-"""A client's security context (docs/design-2008.md 5.2.2): what a key of the kernel is for.
+"""A client's security context (docs/design-2008.md 5.2.2), and the states of its life.
 
-Its life: *new* until the upcall has answered, then *up to date* or *error*; *dead* when
-its time is over or somebody said so.  Beside that it is *cached* as long as a look-up may
-find it: for that the cache holds a reference of its own (the design's "base" reference),
-dropped as soon as the context is no longer usable.
+docs/sptlrpc.md, "The life of a context", has the diagram of the states, the method for each
+transition, and which thread may call it.  Nobody else changes a context's fields.
+
+A context knows the security object that made it, and the policy behind that, only by the
+two protocols below, which list what it calls there.
 """
 
 from __future__ import annotations
 
-import copy
-import enum
 import errno
 import math
 import os
 import threading
 import time
+from abc import abstractmethod
 from concurrent.futures import Future
+from typing import Protocol
 
-from lgss_keyring.formats import payload
-from lgss_keyring.formats.errors import GSS_S_CONTEXT_EXPIRED, GSS_S_NO_CONTEXT, Kind, LgssError
-from lgss_keyring.formats.payload import Krb5Context
+from lgss_keyring.formats.errors import GSS_S_NO_CONTEXT, LgssError
+from lgss_keyring.formats.payload import ContextPayload, FailurePayload, Krb5Context
+from lgss_keyring.sptlrpc.context_fields import ALL, NO_END, ContextError, ContextFields, State
 from lgss_keyring.sptlrpc.session import Session
 
 TYPE_CHECKING = False
@@ -27,72 +28,83 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lgss_keyring.formats.crypto.tokens import Bytes
-    from lgss_keyring.sptlrpc.sec import SecurityObject
-
-GSSNULL_END = 2**32 - 1
-
-
-class State(enum.Enum):
-    """Where a context is in its life."""
-
-    NEW = "new"
-    UP_TO_DATE = "up to date"
-    DEAD = "dead"
-    ERROR = "error"
+    from lgss_keyring.formats.flavor import Flavor
+    from lgss_keyring.sptlrpc.target import Target
 
 
-class ContextError(LgssError):
-    """A context that cannot be used (any more); ``major`` GSS_S_NO_CONTEXT or
-    GSS_S_CONTEXT_EXPIRED."""
+class Backing(Protocol):
+    """What a context calls of its policy, which has made what stands behind it."""
 
-    default_errno = errno.EKEYEXPIRED
-    default_major = GSS_S_CONTEXT_EXPIRED
-    default_kind = Kind.CONTEXT
+    @abstractmethod
+    def check(self, context: Context) -> int:
+        """0 while the key behind ``context`` is good, else an errno."""
+
+    @abstractmethod
+    def destroy(self, context: Context) -> None:
+        """``context`` has lost its last reference."""
+
+    @abstractmethod
+    def display(self, context: Context) -> str:
+        """What stands behind ``context``, for people."""
 
 
-class Context:
-    """Made by a :class:`~lgss_keyring.sptlrpc.sec.SecurityObject`, one for each user.
-
-    A context manager that releases.  Safe between threads.
-    """
-
-    def __init__(self, sec: SecurityObject, uid: int, domain: int = 0, reverse: bool = False) -> None:
-        """``domain``: the serial of the session keyring whose credentials it is of, 0 for
-        the user's own."""
-        self.sec = sec
-        self.uid = uid
-        self.domain = domain
-        self.reverse = reverse
-        self.state = State.NEW
-        self.cached = False
-        self.error: LgssError | None = None
-        self.endtime = 0
-        """Seconds since the epoch."""
-        self._until = GSSNULL_END
-        """The end of a grace that began before there was an answer."""
-        self.handle = b""
-        self.session: Session | None = None
-        self.key = 0
-        """The serial of its key; 0 for a reverse context, and with the pipe policy."""
-        self.keyrings: tuple[int, ...] = ()
-        """The serials of all keyrings that the key was linked to for us."""
-        self.started = threading.Event()
-        """The key is instantiated (or never will be)."""
-        self.requested = threading.Event()
-        """No request for its key is under way (any more)."""
-        self.retired = threading.Event()
-        """It has left the cache, and its key is out of the way."""
-        self._answered = threading.Event()
-        self._waiting: list[Future[Context]] = []
-        self._references = 0
-        self._lock = threading.Lock()
-
-    # References.
+class Owner(Protocol):
+    """What a context reads and calls of the security object that made it."""
 
     @property
-    def references(self) -> int:
-        """How many hold it, the cache included."""
-        return self._references
+    def policy(self) -> Backing:
+        """What stands behind its contexts."""
+
+    @property
+    def target(self) -> Target:
+        """The server."""
+
+    @property
+    def flavor(self) -> Flavor:
+        """Mechanism and protection."""
+
+    @property
+    def root_flags(self) -> str:
+        """The flags of callout info for uid 0."""
+
+    def uncache(self, context: Context) -> None:
+        """Let no look-up find ``context`` any more, and end its key, if it is cached."""
+
+
+class Context(ContextFields):
+    """The context of one user with one target, made by a security object.
+
+    A context manager that gives its reference back.  Safe between threads.
+    """
+
+    def __init__(self, owner: Owner, uid: int, domain: int = 0) -> None:
+        """A new context of ``uid``.  ``domain`` is the serial of the session keyring whose
+        credentials it is made with, 0 for the user's own credentials."""
+        super().__init__(owner.target, owner.flavor, uid, domain, "" if uid else owner.root_flags)
+        self._owner = owner
+        # The end that end_by() has set while there was no answer yet.
+        self._latest_end = NO_END
+        self._started = threading.Event()
+        self._answered = threading.Event()
+        self._retired = threading.Event()
+        self._futures: list[Future[Context]] = []
+        self._lock = threading.Lock()
+
+    @classmethod
+    def reverse_of(cls, owner: Owner, server: Session, handle: bytes, endtime: int) -> Context:
+        """A reverse context, for calls to the client of a server's context ``server``.
+
+        It is up to date at once, is of no user, is bound to no key and is never cached.
+        ``endtime`` is in seconds since the epoch.
+        """
+        context = cls(owner, ALL)
+        context._reverse = True
+        context._session, context._handle, context._endtime = server.reversed(), handle, endtime
+        context._state = State.UP_TO_DATE
+        context._wake()
+        return context
+
+    # References.
 
     def get(self) -> Context:
         """Take a reference."""
@@ -101,40 +113,41 @@ class Context:
         return self
 
     def put(self) -> None:
-        """Drop a reference; with the last one the context and its key are destroyed."""
+        """Drop a reference; with the last one the context is destroyed."""
         with self._lock:
             self._references -= 1
             last = self._references == 0
         if last:
-            self.sec.policy.destroy(self)
+            self._owner.policy.destroy(self)
 
     def __enter__(self) -> Context:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.sec.release_ctx(self)
+        self.put()
 
-    # Its life.
+    # For callers of the library, in any thread.
 
     def match(self, uid: int, domain: int = 0) -> bool:
-        """Whether it is usable for ``uid``, its key included."""
+        """Whether it is ``uid``'s in that domain, and usable, its key included."""
         return (self.uid, self.domain) == (uid, domain) and self.validate()
 
     def validate(self) -> bool:
-        """Whether it can be used, or will be when its upcall has answered."""
-        if self.state is State.UP_TO_DATE and time.time() >= self.endtime:
+        """Whether it can be used now, or is new and may still get its answer.  One whose time
+        is over, or whose key has gone, is dead afterwards."""
+        if self._state is State.UP_TO_DATE and time.time() >= self._endtime:
             self._die("its time is over", errno.EKEYEXPIRED)
-        if self.state in (State.NEW, State.UP_TO_DATE) and self.key and self.cached:
-            number = self.sec.policy.check(self)
+        if self._state in (State.NEW, State.UP_TO_DATE) and self._key and self._cached:
+            number = self._owner.policy.check(self)
             if number:
                 self._die(f"its key answers {os.strerror(number)}", number)
-        return self.state in (State.NEW, State.UP_TO_DATE)
+        return self._state in (State.NEW, State.UP_TO_DATE)
 
     def refresh(self, timeout: float | None = None) -> Context:
         """Wait until the upcall has answered, at most ``timeout`` seconds.
 
-        Raises the upcall's error (LgssError), or with ETIMEDOUT if this very wait was too
-        long; the upcall goes on then.
+        Raises the upcall's error (LgssError).  Raises ContextError with ETIMEDOUT if this
+        very wait was too long; the upcall goes on then.
         """
         if not self._answered.wait(timeout):
             raise ContextError(
@@ -142,133 +155,165 @@ class Context:
                 errno=errno.ETIMEDOUT,
                 major=GSS_S_NO_CONTEXT,
             )
-        if self.error is not None:
+        if self._error is not None:
             raise self.fresh_error()
         return self
 
     def refresh_later(self) -> Future[Context]:
-        """The same without waiting: a future of this context, or of its error."""
+        """The same without waiting: a future of this context, or of its error.  Its callbacks
+        run in the thread that brings the answer."""
         future: Future[Context] = Future()
         with self._lock:
             if not self._answered.is_set():
-                self._waiting.append(future)
+                self._futures.append(future)
                 return future
-        self._tell(future)
+        self._resolve(future)
         return future
 
     def die(self, grace: float = 0) -> None:
-        """Make it unusable, after ``grace`` seconds (rounded up) for those who hold it;
-        look-ups do not find it from now on.
+        """Make it unusable; look-ups do not find it from now on.  With ``grace`` it can be
+        used for so many seconds more (rounded up) by those who hold it.
 
-        One that is new is still found, with ``grace``, until it has its answer: a key that
-        was got out of the way before would never have one.
+        With grace, a new one is still found until it has its answer: if its key were ended
+        before, there would never be an answer.
         """
         if grace <= 0:
             self._die("it was ended", errno.EKEYREVOKED)
-            return
-        end = math.ceil(time.time() + grace)
+        elif self.end_by(math.ceil(time.time() + grace)):
+            self._owner.uncache(self)
+
+    def end_by(self, endtime: int) -> bool:
+        """Let its life end at ``endtime`` (seconds since the epoch), if it would be longer.
+        Gives False for a new one, to which this applies once it has its answer."""
         with self._lock:
-            self._until = min(self._until, end)
-            if self.state is State.NEW:
-                return
-            self.endtime = min(self.endtime, end)
-        self.sec.uncache(self)
+            self._latest_end = min(self._latest_end, endtime)
+            if self._state is State.NEW:
+                return False
+            self._endtime = min(self._endtime, endtime)
+            return True
 
-    def _die(self, why: str, number: int) -> None:
+    # For the security object.
+
+    def enter_cache(self) -> None:
+        """Note that look-ups may find it; the cache takes a reference, the paper's "base"
+        reference."""
         with self._lock:
-            if self.state is State.DEAD:
-                return
-            self.state = State.DEAD
-            if self.error is None:
-                self.error = ContextError(f"the context of uid {self.uid} is dead: {why}", errno=number)
-        self._end()
+            self._cached = True
+            self._references += 1
 
-    # What the policies call.
+    def leave_cache(self) -> bool:
+        """Note that look-ups must not take it any more.  Gives True to one caller only: that
+        one ends its key and then calls :meth:`retired`."""
+        with self._lock:
+            left, self._cached = self._cached, False
+        return left
 
-    def take(self, answer: payload.ContextPayload | payload.FailurePayload) -> None:
-        """Take the upcall's answer; raises PayloadError for a context that is none."""
-        if isinstance(answer, payload.ContextPayload):
+    def retired(self) -> None:
+        """Note that its key and its place in the cache are free: lets those go on who wait
+        for that, and drops the cache's reference."""
+        self._retired.set()
+        self.put()
+
+    def wait_retired(self) -> None:
+        """Wait until :meth:`retired` was called."""
+        self._retired.wait()
+
+    # For the policy.
+
+    def instantiated(self, key: int = 0, keyrings: tuple[int, ...] = ()) -> None:
+        """Note that the request stands; look-ups go on.  ``key`` is the serial of its
+        instantiated key, which is kept even if the context has failed meanwhile, and
+        ``keyrings`` are the serials of the keyrings that it is linked to."""
+        with self._lock:
+            self._key, self._keyrings = key, keyrings
+            new = self._state is State.NEW
+        if new:
+            self._started.set()
+
+    def wait_started(self, timeout: float | None = None) -> bool:
+        """Wait until it is instantiated, has its answer or has failed, at most ``timeout``
+        seconds; gives False after that time."""
+        return self._started.wait(timeout)
+
+    def take(self, answer: ContextPayload | FailurePayload) -> None:
+        """Take the upcall's answer; raises PayloadError for a malformed context."""
+        if isinstance(answer, ContextPayload):
             self.established(answer)
-            return
-        self.failed(
-            ContextError(
-                f"the upcall for uid {self.uid} failed: {os.strerror(answer.rpc_error)}",
-                errno=answer.rpc_error,
-                major=answer.gss_major,
-                kind=Kind.UPCALL,
-                hint="the log of lgss_keyring, or of lgssd, has the cause",
-            )
-        )
+        else:
+            self.failed(ContextError.of_upcall(self.uid, answer))
 
-    def established(self, answer: payload.ContextPayload) -> None:
-        """Take the upcall's context; raises PayloadError for one that is none."""
-        flavor = self.sec.flavor
-        krb5 = Krb5Context.unpack(answer.context) if flavor.mechanism == "krb5" else None
+    def established(self, answer: ContextPayload) -> None:
+        """From new to up to date, with the upcall's context.  Does nothing in another state.
+        Raises PayloadError for a malformed context."""
+        krb5 = Krb5Context.unpack(answer.context) if self.flavor.mechanism == "krb5" else None
         with self._lock:
-            if self.state is not State.NEW:
+            if self._state is not State.NEW:
                 return
-            self.session = Session(krb5, flavor, answer.seq_win)
-            self.handle = answer.handle
-            self.endtime = min(krb5.endtime if krb5 else GSSNULL_END, self._until)
-            self.state = State.UP_TO_DATE
-            flushed = self._until < GSSNULL_END
+            self._session = Session(krb5, self.flavor, answer.seq_win)
+            self._handle = answer.handle
+            self._endtime = min(krb5.endtime if krb5 else NO_END, self._latest_end)
+            self._state = State.UP_TO_DATE
+            flushed = self._latest_end < NO_END
         if flushed:
-            self.sec.uncache(self)
+            self._owner.uncache(self)
         self._wake()
 
     def failed(self, error: LgssError) -> None:
-        """Take the upcall's failure."""
+        """From new to error.  Does nothing in another state."""
         with self._lock:
-            if self.state is not State.NEW:
+            if self._state is not State.NEW:
                 return
-            self.error, self.state = error, State.ERROR
+            self._error, self._state = error, State.ERROR
+        self._end()
+
+    # Common parts of the transitions.
+
+    def _die(self, reason: str, number: int) -> None:
+        with self._lock:
+            if self._state is State.DEAD:
+                return
+            self._state = State.DEAD
+            if self._error is None:
+                self._error = ContextError(f"the context of uid {self.uid} is dead: {reason}", errno=number)
         self._end()
 
     def _end(self) -> None:
-        # Out of the cache before anybody is told: who is called back by a future may look
-        # up again, in this very thread.
+        # Out of the cache before anybody is woken: a future's callback may look up again,
+        # in this very thread.
         try:
-            self.sec.uncache(self)
+            self._owner.uncache(self)
         finally:
             self._wake()
 
     def _wake(self) -> None:
-        self.started.set()
+        self._started.set()
         with self._lock:
             self._answered.set()
-            waiting, self._waiting = self._waiting, []
-        for future in waiting:
-            self._tell(future)
+            futures, self._futures = self._futures, []
+        for future in futures:
+            self._resolve(future)
 
-    def _tell(self, future: Future[Context]) -> None:
+    def _resolve(self, future: Future[Context]) -> None:
         if not future.set_running_or_notify_cancel():
             return
-        if self.error is not None:
+        if self._error is not None:
             future.set_exception(self.fresh_error())
         else:
             future.set_result(self)
 
-    def fresh_error(self) -> LgssError:
-        """The error, to be raised: the same object raised again and again would collect a
-        traceback of each time, with all that its frames hold."""
-        assert self.error is not None
-        error = copy.copy(self.error)
-        error.__cause__ = self.error.__cause__
-        return error
-
     # Messages: see Session.
 
     def _usable(self) -> Session:
-        if self.session is None or self.state is not State.UP_TO_DATE or time.time() >= self.endtime:
+        if self._session is None or self._state is not State.UP_TO_DATE or time.time() >= self._endtime:
             self.validate()
-            if self.error is not None:
+            if self._error is not None:
                 raise self.fresh_error()
             raise ContextError(
-                f"the context of uid {self.uid} is {self.state.value}: refresh it first",
+                f"the context of uid {self.uid} is {self._state.value}: refresh it first",
                 errno=errno.EAGAIN,
                 major=GSS_S_NO_CONTEXT,
             )
-        return self.session
+        return self._session
 
     def overhead(self) -> int:
         """At most how many bytes its tokens add to a message of any size."""
@@ -299,12 +344,7 @@ class Context:
         return self._usable().unwrap_bulk(token, sealed, lengths)
 
     def display(self) -> str:
-        """One line for people, key information included, no secret."""
-        left = f", {self.endtime - int(time.time())} s left" if self.state is State.UP_TO_DATE else ""
-        what = f"reverse of handle {self.handle.hex()}" if self.reverse else self.sec.policy.display(self)
-        cached = ", cached" if self.cached else ""
-        error = f" ({self.error.reason})" if self.error else ""
-        return (
-            f"uid {self.uid}, {self.sec.flavor}: {self.state.value}{cached}{left}{error}, "
-            f"{self._references} references, {what}"
-        )
+        """One line for people, with its key but without any secret."""
+        if self._reverse:
+            return self._line(f"reverse of handle {self._handle.hex()}")
+        return self._line(self._owner.policy.display(self))

@@ -1,7 +1,7 @@
-"""The pipe policy: the same contexts through lgssd and its socket, no keyring needed.
+"""The pipe policy: the same contexts through lgssd and its socket, without any keyring.
 
-The socket stands for the pipe of old (docs/protocol.md 9): SOCK_SEQPACKET keeps its records, and
-lgssd sees who asks.
+The socket takes the place of the kernel's pipe (docs/protocol.md 9).  SOCK_SEQPACKET keeps
+records apart as that did, and lgssd can ask the kernel which user is at its other end.
 """
 
 from __future__ import annotations
@@ -17,23 +17,22 @@ import time
 
 from lgss_keyring.formats import pipe
 from lgss_keyring.formats.errors import Kind, LgssError
-from lgss_keyring.sptlrpc.context import Context, ContextError
+from lgss_keyring.sptlrpc import limits
+from lgss_keyring.sptlrpc.context import Context
+from lgss_keyring.sptlrpc.context_fields import ContextError
 from lgss_keyring.sptlrpc.policy import Policy, group_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CONNECT_TIME = struct.pack("@ll", 1, 0)
-"""A struct timeval of a second."""
-LOOK_SECONDS = 0.1
 NOT_RUNNING = "is lgssd running?"
 
 
 class ContextTable:
-    """Contexts and deadlines (time.monotonic()) by the seq of their upcall, until it is
-    answered: the hash table that the keyring policy does without.  Holds a reference of
-    each."""
+    """The contexts that wait for an answer, with their deadlines (time.monotonic()), by the
+    seq of their request: the hash table that the keyring policy does not need.  Holds a
+    reference of each."""
 
     def __init__(self, numbers: Iterator[int]) -> None:
         self._waiting: dict[int, tuple[Context, float]] = {}
@@ -42,7 +41,7 @@ class ContextTable:
         self.ended = False
 
     def add(self, context: Context, deadline: float) -> int:
-        """Take ``context`` in; gives its seq, or 0 when nothing is answered any more."""
+        """Add ``context``; gives its seq, or 0 if nothing is answered any more."""
         with self._lock:
             if self.ended:
                 return 0
@@ -51,7 +50,8 @@ class ContextTable:
         return seq
 
     def take(self, seq: int) -> Context | None:
-        """Take the context of ``seq`` out, with the reference; None if there is none."""
+        """Remove the context of ``seq`` and give it, with the reference; None if there is
+        none."""
         with self._lock:
             return self._waiting.pop(seq, (None, 0.0))[0]
 
@@ -61,7 +61,7 @@ class ContextTable:
             return [seq for seq, (_, deadline) in self._waiting.items() if now > deadline]
 
     def end(self) -> list[int]:
-        """Take no more in; gives the seqs that wait."""
+        """Add no more from now on; gives the seqs that wait."""
         with self._lock:
             self.ended = True
             return list(self._waiting)
@@ -69,7 +69,7 @@ class ContextTable:
 
 class _Connection:
     """One connection to lgssd, the contexts that wait for its answers, and the thread that
-    takes those.  When it ends for whatever reason, nobody waits for it any more."""
+    reads these.  When the connection ends, for any reason, the contexts that wait fail."""
 
     def __init__(self, path: str, timeout: float, numbers: Iterator[int]) -> None:
         self.pid = os.getpid()
@@ -79,24 +79,27 @@ class _Connection:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             # Not settimeout: without blocking, a full backlog is EAGAIN at once (unix(7)).
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, CONNECT_TIME)
+            timeval = struct.pack("@ll", limits.CONNECT_SECONDS, 0)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
             self._socket.connect(path)
-            self._socket.settimeout(LOOK_SECONDS)
-            # As the last thing: from here on the thread answers for everything.
+            self._socket.settimeout(limits.SOCKET_LOOK_SECONDS)
+            # The last step: from here on the thread closes the socket.
             threading.Thread(target=self._listen, daemon=True).start()
         except BaseException:
             self._socket.close()
             raise
 
     def ask(self, context: Context) -> bool:
-        """Send the request for ``context``; False if the connection has ended.  Raises
-        LgssError for a request that cannot be packed, OSError.  Waits while lgssd is too
-        busy to read: within the time for the answer."""
+        """Send the request for ``context``; gives False if the connection has ended.
+
+        Waits while lgssd is too busy to read, at most until the answer's deadline.  Raises
+        RequestError for a request that cannot be packed, OSError if it cannot be sent.
+        """
         deadline = time.monotonic() + self._timeout
         seq = self._table.add(context, deadline)
         if not seq:
             return False
-        target = context.sec.target
+        target = context.target
         try:
             record = pipe.Upcall(
                 seq, context.uid, group_of(context.uid), target.service, target.nid, target.obd_name
@@ -111,9 +114,9 @@ class _Connection:
                     left = deadline - time.monotonic()
                     if left <= 0:
                         raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
-                    poll.poll(min(left, LOOK_SECONDS) * 1000)
+                    poll.poll(min(left, limits.SOCKET_LOOK_SECONDS) * 1000)
         except BaseException:
-            # If the thread has taken it out already, it has been told, too.
+            # If the thread has removed it already, the context has failed there.
             if self._table.take(seq) is not None:
                 context.put()
             raise
@@ -124,11 +127,11 @@ class _Connection:
         return self._table.ended
 
     def close(self) -> None:
-        """Let the thread end; it tells all who wait."""
+        """Let the thread end; it lets the contexts that wait fail."""
         self._stop = True
 
     def _listen(self) -> None:
-        why, number = "lgssd has closed the connection", errno.ECONNRESET
+        reason, number = "lgssd has closed the connection", errno.ECONNRESET
         try:
             while not self._stop:
                 try:
@@ -145,10 +148,10 @@ class _Connection:
                 for seq in self._table.late(time.monotonic()):
                     self._fail(seq, f"no answer from lgssd within {self._timeout:g} s", errno.ETIMEDOUT)
             else:
-                why, number = "the policy was closed", errno.ESHUTDOWN
+                reason, number = "the policy was closed", errno.ESHUTDOWN
         finally:
             for seq in self._table.end():
-                self._fail(seq, why, number)
+                self._fail(seq, reason, number)
             self._socket.close()
 
     def _take(self, data: bytes) -> None:
@@ -161,7 +164,7 @@ class _Connection:
             return
         context = self._table.take(seq)
         if context is None:
-            return  # given up, or never ours
+            return  # its time was over, or lgssd invented the seq
         try:
             context.take(answer)
         except LgssError as error:
@@ -169,19 +172,22 @@ class _Connection:
         finally:
             context.put()
 
-    def _fail(self, seq: int, why: str, number: int) -> None:
+    def _fail(self, seq: int, reason: str, number: int) -> None:
         context = self._table.take(seq)
         if context is not None:
-            context.failed(ContextError(why, errno=number))
+            context.failed(ContextError(reason, errno=number))
             context.put()
 
 
 class PipePolicy(Policy):
-    """``path`` of lgssd's socket; ``upcall_timeout`` in seconds."""
+    """Options: ``path`` is that of lgssd's socket; ``upcall_timeout`` is in seconds, for the
+    answer."""
 
     name = "pipe"
 
-    def __init__(self, path: str = pipe.DEFAULT_SOCKET, upcall_timeout: float = 35.0) -> None:
+    def __init__(
+        self, path: str = pipe.DEFAULT_SOCKET, upcall_timeout: float = limits.UPCALL_SECONDS
+    ) -> None:
         self._path = path
         self._upcall_timeout = upcall_timeout
         self._alive: set[Context] = set()
@@ -192,62 +198,64 @@ class PipePolicy(Policy):
 
     @property
     def alive(self) -> int:
-        """See :class:`.policy.Policy`."""
+        """How many contexts exist."""
         return len(self._alive)
 
     def start(self, context: Context) -> None:
-        """See :class:`.policy.Policy`."""
-        sec = context.sec
-        if sec.flavor.mechanism != "krb5":
-            raise self._refused(f"the pipe has no mechanism {sec.flavor.mechanism}")
-        if context.uid == 0 and sec.root_flags != "r":
-            # docs/protocol.md 9 has no flags: lgssd takes the machine's credential for uid 0.
-            raise self._refused(f"the pipe asks for uid 0 with flags r, not {sec.root_flags!a}")
+        """Send the request over the connection, which is made when it is first needed."""
+        mechanism = context.flavor.mechanism
+        if mechanism != "krb5":
+            raise self._refused(f"the pipe has no mechanism {mechanism}")
+        if context.uid == 0 and context.flags != "r":
+            # A record has no flags (docs/protocol.md 9): lgssd takes the machine's credential
+            # for uid 0.
+            raise self._refused(f"the pipe asks for uid 0 with flags r, not {context.flags!a}")
         with self._lock:
             self._alive.add(context)
         try:
-            # A second time if the connection ended just now.
+            # Asked a second time if the connection ended just now.
             if not self._connected().ask(context) and not self._connected().ask(context):
                 raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         except OSError as error:
             number = errno.ETIMEDOUT if isinstance(error, TimeoutError) else error.errno or errno.EIO
-            why = f"cannot ask lgssd at {self._path}: {os.strerror(number)}"
-            raise self._refused(why, number, NOT_RUNNING) from error
+            reason = f"cannot ask lgssd at {self._path}: {os.strerror(number)}"
+            raise self._refused(reason, number, NOT_RUNNING) from error
         except RuntimeError as error:
             raise self._refused(f"cannot start a thread: {error}", errno.EAGAIN) from error
-        context.started.set()
+        context.instantiated()
 
     @staticmethod
-    def _refused(why: str, number: int = errno.EPROTONOSUPPORT, hint: str | None = None) -> LgssError:
-        return ContextError(why, errno=number, hint=hint, kind=Kind.REQUEST)
+    def _refused(reason: str, number: int = errno.EPROTONOSUPPORT, hint: str | None = None) -> LgssError:
+        return ContextError(reason, errno=number, hint=hint, kind=Kind.REQUEST)
 
     def _connected(self) -> _Connection:
         with self._lock:
             if self._closed:
                 raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
-            # After fork(2) both would take each other's answers: the child has its own.
+            # After fork(2) parent and child would read each other's answers on one connection:
+            # the child makes its own.
             if self._connection is None or self._connection.pid != os.getpid() or self._connection.ended:
                 self._connection = _Connection(self._path, self._upcall_timeout, self._numbers)
             return self._connection
 
     def check(self, context: Context) -> int:
-        """See :class:`.policy.Policy`: nothing stands behind it but itself."""
+        """0: there is no key behind it that could go."""
         return 0
 
     def retire(self, context: Context) -> None:
-        """See :class:`.policy.Policy`: nothing to do."""
+        """Do nothing: there is no key behind it."""
 
     def destroy(self, context: Context) -> None:
-        """See :class:`.policy.Policy`."""
+        """Count it no more."""
         with self._lock:
             self._alive.discard(context)
 
     def display(self, context: Context) -> str:
-        """See :class:`.policy.Policy`."""
+        """The socket's path."""
         return f"through {self._path}"
 
     def close(self) -> None:
-        """Close the connection, for good; who still waits for an answer gets ESHUTDOWN."""
+        """Close the connection for good; contexts that still wait fail with ESHUTDOWN."""
         with self._lock:
             self._closed = True
             connection, self._connection = self._connection, None

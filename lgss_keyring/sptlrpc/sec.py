@@ -1,7 +1,7 @@
-"""The security object of one import (docs/design-2008.md 5.2.1): its contexts, and what they protect.
+"""The security object of one import (docs/design-2008.md 5.2.1): its contexts and its buffers.
 
-An import is a client's side of one target.  All contexts are linked here, so that they can
-be gone through: a keyring cannot be.
+An import is a client's side of one target.  All contexts are linked here, because a keyring
+cannot be gone through.
 """
 
 from __future__ import annotations
@@ -10,46 +10,47 @@ import errno
 import os
 import threading
 import time
+from abc import abstractmethod
+from typing import Protocol
 
 from lgss_keyring.formats.errors import Kind, LgssError
-from lgss_keyring.formats.flavor import Flavor
-from lgss_keyring.formats.record import Record
 from lgss_keyring.sptlrpc.buffers import Buffer
-from lgss_keyring.sptlrpc.context import Context, State
+from lgss_keyring.sptlrpc.context import Backing, Context
+from lgss_keyring.sptlrpc.context_fields import ALL, State
+from lgss_keyring.sptlrpc.limits import REVERSE_GRACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lgss_keyring.sptlrpc.policy import Policy
+    from lgss_keyring.formats.flavor import Flavor
     from lgss_keyring.sptlrpc.session import Session
-
-ALL = -1
-"""The uid that stands for every user's contexts."""
-REVERSE_GRACE = 30.0
-"""Seconds that a reverse context lives on after a newer one has come."""
+    from lgss_keyring.sptlrpc.target import Target
 
 
-def _destroyed() -> LgssError:
-    return LgssError("the security object is destroyed", errno=errno.ESHUTDOWN, kind=Kind.CONTEXT)
+class ContextSource(Backing, Protocol):
+    """What a security object calls of its policy, beside what its contexts call."""
 
+    name: str
 
-class Target(Record):
-    """Whom contexts are negotiated with; fields as in callout info (docs/protocol.md 2).
+    @abstractmethod
+    def domain(self, sec: SecurityObject, uid: int) -> int:
+        """The serial of the calling process's session keyring if ``sec``'s contexts of ``uid``
+        are made with credentials that are there, which no other session may share; else 0."""
 
-    ``connection`` counts the connections made to it: with each, keys are other keys.
-    """
+    @abstractmethod
+    def start(self, context: Context) -> None:
+        """Ask for ``context``.  Returns when the request stands (``context.instantiated``);
+        raises LgssError if it cannot be made.  Later calls ``context.established`` or
+        ``context.failed``, once."""
 
-    nid: int
-    service: int
-    obd_name: str
-    self_nid: int = 0
-    client_uuid: str = "client"
-    connection: int = 0
+    @abstractmethod
+    def retire(self, context: Context) -> None:
+        """End what stands behind ``context``, which is leaving the cache."""
 
 
 class SecurityObject:
     """Made by :meth:`.policy.Policy.create_sec`; a context manager that destroys."""
 
-    def __init__(self, policy: Policy, target: Target, flavor: Flavor, root_flags: str) -> None:
+    def __init__(self, policy: ContextSource, target: Target, flavor: Flavor, root_flags: str) -> None:
         self.policy = policy
         self.target = target
         self.flavor = flavor
@@ -80,48 +81,66 @@ class SecurityObject:
 
     def lookup_ctx(self, uid: int | None = None) -> Context:
         """The context of ``uid`` (default: this process's effective one), with a reference
-        for the caller, who releases it.
+        for the caller, who gives it back by :meth:`release_ctx`.
 
         Returns as soon as its key is instantiated: the context may be *new* still, and
-        :meth:`.context.Context.refresh` waits for the rest.  Raises LgssError: no rule, a
-        refusal by the handler, or ETIMEDOUT of request_key(2) itself.
+        :meth:`.context.Context.refresh` waits for the rest.  Raises LgssError: no
+        request-key rule, a refusal by the handler, or ETIMEDOUT of request_key(2) itself.
         """
         uid = os.geteuid() if uid is None else uid
         domain = self.policy.domain(self, uid)
-        name = (uid, domain)
         while True:
-            fresh = False
-            with self._lock:
-                context = self.contexts.get(name)
-                if context is None:
-                    if self._ended.is_set():
-                        raise _destroyed()
-                    context = self.contexts[name] = Context(self, uid, domain).get()
-                    context.cached = fresh = True
-                context.get()
-            if fresh:
-                try:
-                    self.policy.start(context)
-                except BaseException as error:
-                    # Whatever it was: nobody else may wait for this one. Nothing to do where
-                    # the policy has failed it itself.
-                    known = error if isinstance(error, LgssError) else None
-                    context.failed(known or LgssError(f"{type(error).__name__}: {error}"))
-                    context.put()
-                    raise
+            context, made = self._find_or_make(uid, domain)
+            if made:
+                self._start(context)
                 return context
-            if not context.cached:
-                context.retired.wait()
-            elif context.validate():
-                context.started.wait()
-                if context.state is not State.ERROR:
-                    return context
-                failure = context.fresh_error()
-                context.put()
-                raise failure
-            else:
-                self.uncache(context)  # or whoever found it unusable is about to
+            usable = False
+            try:
+                usable = self._join(context)
+            finally:
+                if not usable:
+                    context.put()
+            if usable:
+                return context
+
+    def _find_or_make(self, uid: int, domain: int) -> tuple[Context, bool]:
+        """The cached context, with a reference for the caller, and whether it was made now."""
+        with self._lock:
+            context = self.contexts.get((uid, domain))
+            made = context is None
+            if context is None:
+                if self._ended.is_set():
+                    raise _destroyed()
+                context = self.contexts[uid, domain] = Context(self, uid, domain)
+                context.enter_cache()
+            return context.get(), made
+
+    def _start(self, context: Context) -> None:
+        """Make the request for a context that was made now."""
+        try:
+            self.policy.start(context)
+        except BaseException as error:
+            # Any error: others may wait for this context already. Where the policy itself has
+            # let the context fail, this changes nothing.
+            known = error if isinstance(error, LgssError) else None
+            context.failed(known or LgssError(f"{type(error).__name__}: {error}"))
             context.put()
+            raise
+
+    def _join(self, context: Context) -> bool:
+        """Wait until the request of another thread for ``context`` stands.  Gives False if
+        the context has left the cache, and another look-up will make a new one; raises the
+        context's error."""
+        if not context.cached:
+            context.wait_retired()
+            return False
+        if not context.validate():
+            self.uncache(context)
+            return False
+        context.wait_started()
+        if context.state is State.ERROR:
+            raise context.fresh_error()
+        return True
 
     def release_ctx(self, context: Context) -> None:
         """Give a reference of :meth:`lookup_ctx` back; the last one destroys."""
@@ -130,31 +149,30 @@ class SecurityObject:
     def uncache(self, context: Context) -> None:
         """Let no look-up find ``context`` any more, and drop the cache's reference.
 
-        First its key goes, then its place here: a look-up in between would find the key
-        by its name, and lose it to this one's end.
+        First its key goes, then its place here: a look-up in between would find the key by
+        its name, and would lose it when this context's key is ended.
         """
-        with self._lock:
-            if not context.cached:
-                return
-            context.cached = False
+        if not context.leave_cache():
+            return
         try:
             self.policy.retire(context)
         finally:
             with self._lock:
                 if self.contexts.get((context.uid, context.domain)) is context:
                     del self.contexts[context.uid, context.domain]
-            context.retired.set()
-            context.put()
+            context.retired()
 
     def flush_ctx_cache(self, uid: int = ALL, grace: float = 0, force: bool = False) -> int:
-        """End the contexts of ``uid``, or all.  Those in use live on for ``grace`` seconds,
-        if that is not 0; else ``force`` ends them, too, and without it they are left alone.
-        Gives how many went."""
+        """End the contexts of ``uid``, or of all users; gives how many.
+
+        Contexts that nobody uses end at once.  Those in use live on for ``grace`` seconds if
+        that is not 0; else ``force`` ends them, too, and without it they are left alone.
+        """
         with self._lock:
             found = [c.get() for c in self.contexts.values() if uid in (ALL, c.uid)]
         flushed = 0
         for context in found:
-            # Ours and the cache's are two.
+            # The cache's reference and ours make two.
             unused = context.references <= 2
             if unused or force or grace:
                 context.die(0 if unused else grace)
@@ -163,8 +181,8 @@ class SecurityObject:
         return flushed
 
     def gc(self) -> int:
-        """Drop what is dead: expired contexts, expired or revoked keys, old reverse
-        contexts.  Gives how many."""
+        """Drop what is dead: expired contexts, those whose key is expired or revoked, old
+        reverse contexts.  Gives how many."""
         with self._lock:
             found = [c.get() for c in self.contexts.values()]
         dead = sum(not context.validate() for context in found)
@@ -180,10 +198,10 @@ class SecurityObject:
         return dead + len(old)
 
     def sweep_every(self, seconds: float) -> None:
-        """Call :meth:`gc` every so often, in a thread, until this object is destroyed.
+        """Call :meth:`gc` every so many seconds, in a thread, until this object is destroyed.
 
-        The kernel tells nobody that a key has expired (5.6); without this a context that
-        nobody looks up stays until its security object goes.
+        The kernel tells nobody that a key has expired (docs/design-2008.md 5.6).  Without
+        this a context that nobody looks up stays until its security object is destroyed.
         """
 
         def sweep() -> None:
@@ -192,24 +210,22 @@ class SecurityObject:
 
         threading.Thread(target=sweep, daemon=True).start()
 
-    def install_rctx(self, server: Session, handle: bytes, endtime: int) -> Context:
-        """A reverse context, for calls to the client of a server's context ``server``.
+    # Reverse contexts.
 
-        It is bound to no key.  Those installed before live for :data:`REVERSE_GRACE`
-        seconds more.  The caller has a reference.
+    def install_rctx(self, server: Session, handle: bytes, endtime: int) -> Context:
+        """A reverse context, for calls to the client of a server's context ``server``, with a
+        reference for the caller.
+
+        It is bound to no key.  ``endtime`` is in seconds since the epoch.  Those installed
+        before live for :data:`REVERSE_GRACE` seconds more.
         """
         if self._ended.is_set():
             raise _destroyed()
-        context = Context(self, ALL, reverse=True)
-        context.session = server.reversed()
-        context.handle = handle
-        context.endtime = endtime
-        context.state = State.UP_TO_DATE
-        context._wake()
+        context = Context.reverse_of(self, server, handle, endtime)
         soon = int(time.time() + REVERSE_GRACE)
         with self._lock:
             for older in self._reverse:
-                older.endtime = min(older.endtime, soon)
+                older.end_by(soon)
             self._reverse.append(context.get())
         self.gc()
         return context.get()
@@ -229,26 +245,24 @@ class SecurityObject:
             f"connection {target.connection}"
         ]
         with self._lock:
-            all_of_them = [*self.contexts.values(), *self._reverse]
-        return "\n".join([*lines, *(f"  {context.display()}" for context in all_of_them)])
+            contexts = [*self.contexts.values(), *self._reverse]
+        return "\n".join([*lines, *(f"  {context.display()}" for context in contexts)])
 
     # Buffers.
 
     def alloc_reqbuf(self, size: int, context: Context) -> Buffer:
-        """A buffer for a request of ``size`` bytes and the token that ``context`` adds, or,
-        where it seals, for what it becomes.  Raises ContextError for one that is not up to
-        date: what its tokens need is not known before."""
-        return self._buffer(size, context)
+        """A buffer for a request of ``size`` bytes and the token that ``context`` adds; where
+        it seals, for what the request becomes.  Raises ContextError for a context that is
+        not up to date: what its tokens need is not known before."""
+        return Buffer(size, context.overhead())
 
     def alloc_repbuf(self, size: int, context: Context) -> Buffer:
-        """A buffer for a reply of at most ``size`` bytes with its token."""
-        return self._buffer(size, context)
-
-    def _buffer(self, size: int, context: Context) -> Buffer:
+        """A buffer for a reply of at most ``size`` bytes with its token; raises as
+        :meth:`alloc_reqbuf`."""
         return Buffer(size, context.overhead())
 
     def enlarge_reqbuf(self, buffer: Buffer, size: int) -> None:
-        """Let ``buffer`` hold a request of ``size`` bytes, what is there kept."""
+        """Let ``buffer`` hold a request of ``size`` bytes; the bytes that are there stay."""
         buffer.enlarge(size)
 
     def free_reqbuf(self, buffer: Buffer) -> None:
@@ -258,3 +272,7 @@ class SecurityObject:
     def free_repbuf(self, buffer: Buffer) -> None:
         """Give a reply's buffer back."""
         buffer.free()
+
+
+def _destroyed() -> LgssError:
+    return LgssError("the security object is destroyed", errno=errno.ESHUTDOWN, kind=Kind.CONTEXT)

@@ -1,24 +1,23 @@
-"""Which sequence numbers have been seen: replays, and what is too old to tell."""
+"""Which sequence numbers have been seen: finds replays, and numbers that are too old to judge."""
 
 from __future__ import annotations
 
 import threading
 
 from lgss_keyring.formats.errors import GSS_S_DUPLICATE_TOKEN, GSS_S_OLD_TOKEN, Kind, MechanismError
-
-LIMIT = 65536
-"""Of a window's size: the other side chooses it, and each number costs a bit."""
+from lgss_keyring.sptlrpc.limits import WINDOW_NUMBERS
 
 
 class Window:
-    """A replay window of ``size`` numbers, at most :data:`LIMIT`, below the highest one seen.
+    """A replay window of ``size`` numbers below the highest one seen, at most
+    :data:`.limits.WINDOW_NUMBERS`.
 
-    Safe between threads.  Numbers are a sender's, from any first one on: what it begins
-    with the receiver is not told (docs/protocol.md 7 has ``send_seq`` only).
+    Safe between threads.  The numbers are a sender's and may begin anywhere: the receiver
+    does not know the first one (docs/protocol.md 7 has ``send_seq`` only).
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size = min(size, LIMIT)
+        self._size = size = min(size, WINDOW_NUMBERS)
         self._highest: int | None = None
         # Bit n: highest - n has been seen. One integer: shifting 2048 bits takes 0.1 us.
         self._seen = 0
@@ -31,15 +30,19 @@ class Window:
         return self._highest
 
     def accept(self, number: int) -> None:
-        """Note ``number``; raises MechanismError with GSS_S_DUPLICATE_TOKEN or
-        GSS_S_OLD_TOKEN (RFC 2743, 1.2.3) for one that must not count."""
+        """Note ``number``.
+
+        Raises MechanismError with GSS_S_DUPLICATE_TOKEN for a number that was seen before,
+        and with GSS_S_OLD_TOKEN for one below the window (RFC 2743, 1.2.3).
+        """
         with self._lock:
             if self._highest is None:
                 self._highest, self._seen = number, 1
                 return
             ahead = number - self._highest
             if ahead > 0:
-                # A jump beyond the window forgets all; the shift itself must be bounded.
+                # A jump beyond the window forgets everything. Without this condition a
+                # forged number would make us shift by up to 2**64 bits.
                 self._seen = (self._seen << ahead | 1) & self._mask if ahead < self._size else 1
                 self._highest = number
                 return

@@ -100,7 +100,7 @@ class Peer:
         self, context: Context, head: dict[str, Any], *blobs: bytes
     ) -> tuple[dict[str, Any], list[bytes]]:
         with self.connect() as connection:
-            names = {"handle": context.handle.hex(), "flavor": str(context.sec.flavor)}
+            names = {"handle": context.handle.hex(), "flavor": str(context.flavor)}
             server.send(connection, {**names, **head}, *blobs)
             return server.receive(connection)
 

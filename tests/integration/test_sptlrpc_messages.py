@@ -113,7 +113,7 @@ def test_reverse_contexts_are_bound_to_no_key_and_grow_old(sec: SecurityObject) 
         assert newest is second and second.endtime == end
         newest.put()
         assert "reverse of handle" in sec.display()
-        first.endtime = 0
+        first.end_by(0)
         assert sec.gc() == 1 and first.state is State.DEAD
         first.put()
         second.put()

@@ -79,7 +79,7 @@ class Still(Policy):
     name = "still"
     alive = 0
 
-    def __init__(self, begin: Callable[[Context], object] = lambda context: context.started.set()) -> None:
+    def __init__(self, begin: Callable[[Context], object] = lambda context: context.instantiated()) -> None:
         self.begin = begin
 
     def start(self, context: Context) -> None:
