@@ -19,19 +19,22 @@ if TYPE_CHECKING:
 ENVIRONMENT = "LGSS_POLICY"
 
 
-# Each imports its policy only when that is chosen.
+# Each imports its policy only when that is chosen. mypy checks an assignment, unlike a
+# return, also for methods that the class lacks.
 
 
 def _keyring() -> type[Policy]:
     from lgss_keyring.sptlrpc.keyring import KeyringPolicy
 
-    return KeyringPolicy
+    policy: type[Policy] = KeyringPolicy
+    return policy
 
 
 def _pipe() -> type[Policy]:
     from lgss_keyring.sptlrpc.pipe import PipePolicy
 
-    return PipePolicy
+    policy: type[Policy] = PipePolicy
+    return policy
 
 
 POLICIES: Mapping[str, Callable[[], type[Policy]]] = {"keyring": _keyring, "pipe": _pipe}
