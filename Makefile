@@ -49,10 +49,11 @@ demo: root-for-demo setup ## show the main job on this machine, then clean up (K
 root-for-demo:
 	@[ "$$(id -u)" = 0 ] || { echo 'make demo needs root: it installs a request-key rule, and acts as two users' >&2; exit 1; }
 
-lint: setup ## ruff and mypy --strict
+lint: setup ## ruff, mypy --strict, and who may import whom
 	$(BIN)/ruff check . $(SCRIPTS)
 	$(BIN)/ruff format --check . $(SCRIPTS)
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 	@# Inside the machine these import one another from their own folder.
 	cd tests/vm && MYPYPATH=../.. ../../$(BIN)/mypy --explicit-package-bases --config-file ../../pyproject.toml *.py
 
