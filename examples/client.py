@@ -33,7 +33,5 @@ try:
         send(stream, handle=context.handle, header=header, length=length, token=token)
         header, token = receive(stream, "header", "token")
         print(context.unseal(header, token, len(text)).decode())
-except LgssError as error:
-    sys.exit(f"client.py: {error.reason}; {error.hint}")
-except OSError as error:
+except (LgssError, OSError) as error:
     sys.exit(f"client.py: {error}")

@@ -1,8 +1,8 @@
 """What client.py and server.py share: their messages, and the server's half of a context.
 
 A message is a line of JSON whose byte strings are in hex. :class:`Contexts` accepts Kerberos
-contexts by RPCSEC_GSS (RFC 2203, 5.2.2) and does no more than the upcall of a client needs:
-context creation in one exchange, one call a record, one record a fragment.
+contexts by RPCSEC_GSS (RFC 2203, 5.2.2). It can do only what the upcall of a client needs: create
+a context in one exchange, where each call is one record, and each record is one fragment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lgss_keyring.sptlrpc import Session, parse_flavor
 
 WINDOW = 128
 RECORD_LIMIT = 1 << 17
-# Of the call: up to and with AUTH_NONE's empty verifier, RFC 5531, 9.
+# The beginning of a call (RFC 5531, 9), up to the empty verifier of AUTH_NONE.
 INIT_CALL = struct.Struct(">4s5I 2I 4I I 2I")
 RPCSEC_GSS = 6
 
@@ -38,8 +38,8 @@ def send(stream: BufferedRWPair, **fields: Any) -> None:
 
 
 def receive(stream: BufferedRWPair, *names: str) -> list[bytes]:
-    """Read a message and return the byte strings of these names; raises ConnectionError at the
-    end, KeyError and ValueError for what is no such message."""
+    """Read a message and return the byte strings of these names. Raises ConnectionError at the
+    end of the connection, KeyError and ValueError for anything that is not such a message."""
     line = stream.readline(1 << 20)
     if not line:
         raise ConnectionError("the connection has ended")
@@ -55,7 +55,8 @@ class Contexts:
     """
 
     def __init__(self, keytab: str, flavor: str) -> None:
-        # Many clients may begin in the same second, and no replay cache is to outlive us.
+        # Without a replay cache: it would be a file that is left behind, and would refuse
+        # some of the clients that begin in the same second.
         os.environ.update(KRB5_KTNAME=keytab, KRB5RCACHENAME="none:")
         self._credential: Any = gss.acquire_cred(None, usage="accept").creds
         self._flavor = parse_flavor(flavor)
@@ -65,7 +66,7 @@ class Contexts:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def session(self, handle: bytes) -> Session:
-        """The keys of the context ``handle``; raises KeyError."""
+        """The keys of the context ``handle``; raises KeyError for an unknown one."""
         return self._sessions[handle]
 
     def _listen(self) -> None:
@@ -88,22 +89,22 @@ class Contexts:
                 return
 
     def _create(self, call: bytes) -> bytes:
-        """The reply to a call that creates a context; raises struct.error for another one."""
-        xid, *words = INIT_CALL.unpack_from(call)
+        """The reply to a call that creates a context; raises struct.error for any other call."""
+        xid, *numbers = INIT_CALL.unpack_from(call)
         assert isinstance(xid, bytes)
         # A call (0) of RPC 2 to procedure 0, with a credential of 20 bytes: version 1, INIT (1).
-        if (words[0], words[1], words[4], words[5]) != (0, 2, 0, RPCSEC_GSS) or words[6:9] != [20, 1, 1]:
+        if [*numbers[:2], *numbers[4:9]] != [0, 2, 0, RPCSEC_GSS, 20, 1, 1]:
             raise struct.error("not a call that creates a context")
         (length,) = struct.unpack_from(">I", call, INIT_CALL.size)
         start = INIT_CALL.size + 4
         major, minor, handle, token, mic = self._accept(call[start : start + length])
         verifier = struct.pack(">I", RPCSEC_GSS) + _opaque(mic) if mic else bytes(8)
         result = _opaque(handle) + struct.pack(">III", major, minor, WINDOW) + _opaque(token)
-        # A reply (1), accepted (0); behind the verifier: success (0).
+        # A reply (1) that accepts the call (0); after the verifier: success (0).
         return xid + struct.pack(">II", 1, 0) + verifier + struct.pack(">I", 0) + result
 
     def _accept(self, token: bytes) -> tuple[int, int, bytes, bytes, bytes]:
-        """Major and minor status, handle, token, MIC of the window."""
+        """Major and minor status, handle, token, and the MIC of the window's size."""
         try:
             accepted: Any = gss.accept_sec_context(token, self._credential)
         except gss.GSSError as error:
@@ -116,7 +117,8 @@ class Contexts:
 
 
 def _keys(context: Any) -> Krb5Context:
-    """The acceptor's side of a context, as a kernel would get it; ends the context."""
+    """The acceptor's side of ``context``, as a kernel would get it. ``context`` cannot be used
+    afterwards."""
     lucid: Any = gss.krb5_export_lucid_sec_context(context, 1)
     base = lucid.cfx_kd
     key, enctype = base.ctx_key, base.ctx_key_type

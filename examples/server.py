@@ -3,8 +3,8 @@
 
 usage: server.py KEYTAB     prints: listening on CONTEXT_PORT MESSAGE_PORT
 
-Clients make their contexts by RPCSEC_GSS at the first port (their upcalls do), and send the
-messages that they seal with these contexts to the second. See client.py.
+The upcalls of clients make contexts by RPCSEC_GSS at the first port. To the second port clients
+send the messages that they seal with these contexts. See client.py.
 """
 
 import socket

@@ -1,7 +1,8 @@
-"""One side's use of established keys: messages signed and sealed, checked and opened.
+"""One side's use of established keys: it signs and seals messages, and checks and opens them.
 
-What contexts of a client and those of a server have in common, keys or no keys in the
-kernel: the tokens of docs/protocol.md 8, counted out and counted in.
+Contexts of a client and of a server have this in common, whether or not there are keys in the
+kernel.  The tokens are those of docs/protocol.md 8; a session numbers those that it makes, and
+checks the numbers of those that it gets.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ INITIATOR = 1
 
 
 class Session:
-    """``context`` None: gssnull, which protects nothing.
+    """The keys in ``context``, used for messages of ``flavor``; ``window`` is the size of the
+    replay window.  Without a context (gssnull) nothing is protected.
 
-    Pieces are a Lustre message's buffers, without their padding; a *GSS header* is
-    buffer 0 of a sealed message.  Safe between threads.  Checking methods raise
+    *Pieces* are a Lustre message's buffers, without their padding; ``header`` is the GSS
+    header, buffer 0 of a sealed message.  Safe between threads.  Methods that check raise
     MechanismError with the status of RFC 2743: GSS_S_DEFECTIVE_TOKEN, GSS_S_BAD_MIC,
     GSS_S_DUPLICATE_TOKEN, GSS_S_OLD_TOKEN.
     """
@@ -37,23 +39,23 @@ class Session:
         self.context = context
         self.window_size = window
         self.initiator = context is None or bool(context.flags & INITIATOR)
-        # next() on it is one step of the interpreter's, so no number is given twice.
+        # next() is one step of the interpreter, so two threads never get the same number.
         self._numbers = itertools.count(context.send_seq if context else 0)
         self._window = Window(window)
 
     def reversed(self) -> Session:
-        """The session for calls in the other direction on the same keys (docs/protocol.md 8):
-        the initiator flipped, send and receive sequences swapped."""
+        """The session for calls in the other direction on the same keys (docs/protocol.md 8).
+        Initiator and acceptor change places, and so do the sequences of both sides."""
         other = Session(self.context, self.flavor, self.window_size)
         other.initiator = not self.initiator
         highest = self._window.highest
         other._numbers = itertools.count(0 if highest is None else highest + 1)
         return other
 
-    # Out.
+    # For messages that are sent.
 
     def sign(self, pieces: Sequence[Bytes]) -> bytes:
-        """The MIC token over what the flavor covers; empty where it covers nothing."""
+        """The MIC token of the pieces that the flavor covers; empty if it covers none."""
         context = self.context
         covered = self.flavor.covered(len(pieces))
         if context is None or not covered:
@@ -67,8 +69,7 @@ class Session:
         )
 
     def seal(self, header: bytes, message: Bytes) -> bytes:
-        """The wrap token of ``message``; raises FlavorError where the flavor has no
-        encryption."""
+        """The wrap token of ``message``; raises FlavorError if the flavor does not encrypt."""
         context = self._sealing()
         return tokens.wrap(
             context.ke,
@@ -81,7 +82,8 @@ class Session:
         )
 
     def wrap_bulk(self, pages: Sequence[Bytes]) -> tuple[bytes, list[bytes]]:
-        """The wrap bulk token and the encrypted pages, each rounded up to 16 bytes."""
+        """The wrap bulk token and the encrypted pages, each rounded up to 16 bytes; raises
+        FlavorError if the flavor does not encrypt."""
         context = self._sealing()
         return tokens.wrap_bulk(
             context.ke,
@@ -92,10 +94,10 @@ class Session:
             acceptor=not self.initiator,
         )
 
-    # In.
+    # For messages that are received.
 
     def verify(self, pieces: Sequence[Bytes], token: bytes) -> None:
-        """Check the other side's MIC token, and that it is new."""
+        """Check the other side's MIC token, and that its number is new."""
         context = self.context
         covered = self.flavor.covered(len(pieces))
         if context is None or not covered:
@@ -109,10 +111,11 @@ class Session:
         )
 
     def unseal(self, header: bytes, token: Bytes, length: int | None = None) -> bytes:
-        """The message in a wrap token of the other side's.
+        """The message in a wrap token of the other side.
 
-        With ``length`` exactly that many bytes; without it, the padding that the sender
-        may have added stays (docs/protocol.md 8 does not tell the two apart).
+        With ``length`` it has exactly that many bytes.  Without it, the padding that the
+        sender may have added stays, because a token does not say where the message ends
+        (docs/protocol.md 8).
         """
         context = self._sealing()
         number, padded = tokens.unwrap(
@@ -129,7 +132,7 @@ class Session:
         return padded[:length]
 
     def unwrap_bulk(self, token: bytes, sealed: Sequence[Bytes], lengths: Sequence[int]) -> list[bytes]:
-        """The pages, of ``lengths`` bytes each."""
+        """The pages in a wrap bulk token of the other side; page *n* has ``lengths[n]`` bytes."""
         context = self._sealing()
         number, pages = tokens.unwrap_bulk(
             context.ke, context.ki, context.enctype, token, sealed, lengths, acceptor=self.initiator
@@ -143,8 +146,8 @@ class Session:
         return self.context
 
     def overhead(self) -> int:
-        """At most how many bytes the flavor's tokens add to a message of any size: a MIC
-        token, or what sealing adds, padding included."""
+        """At most how many bytes the flavor's token adds to a message of any size: a MIC
+        token's, or those that sealing adds, padding included."""
         if self.context is None:
             return 0
         if self.flavor.seals:
