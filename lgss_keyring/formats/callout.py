@@ -8,6 +8,7 @@ requestor alone come from the kernel.
 from __future__ import annotations
 
 from lgss_keyring.formats.errors import RefusedError, RequestError
+from lgss_keyring.formats.nid import ipv6_nid_of_mgc
 from lgss_keyring.formats.record import Record
 
 TYPE_CHECKING = False
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 CALLOUT_LIMIT = 1023
 MECHANISM_LIMIT = 15
-OBD_NAME_LIMIT = 63
+OBD_NAME_LIMIT = 127
+"""Bytes that a kernel may send; init_channel keeps 63 of them (docs/protocol.md 2)."""
+FIELDS_BEFORE_OBD_NAME = 8
 MECHANISMS = ("krb5", "gssnull", "sk")
 KEY_TYPES = ("lgssc", "user")
 USER_PREFIX = "lgss:"
@@ -111,10 +114,8 @@ def parse_callout(text: str) -> Callout:
         raise RequestError(f"callout info has bytes that are not printable ASCII: {_quoted(text)}")
     if len(text) > CALLOUT_LIMIT:
         raise RequestError(f"callout info has {len(text)} bytes, more than {CALLOUT_LIMIT}")
-    fields = text.split(":")
-    if len(fields) not in (11, 12):
-        raise RequestError(f"callout info has {len(fields)} fields instead of 11 or 12")
-    secid, mechanism, uid, gid, flags, service_type, service, target, obd_name, own, pid = fields[:11]
+    before, obd_name, own, pid, client_uuid = _split(text)
+    secid, mechanism, uid, gid, flags, service_type, service, target = before
     if len(mechanism) > MECHANISM_LIMIT or mechanism not in MECHANISMS:
         raise RequestError(f"mechanism {_quoted(mechanism)} is none of {', '.join(MECHANISMS)}")
     if len(set(flags)) != len(flags) or not set(flags) <= set("rmo"):
@@ -135,8 +136,27 @@ def parse_callout(text: str) -> Callout:
         obd_name,
         _number("own NID", own, 0, NID_MAX),
         _number("pid", pid, 0, INT_MAX),
-        fields[11] if len(fields) == 12 else None,
+        client_uuid,
     )
+
+
+def _split(text: str) -> tuple[list[str], str, str, str, str | None]:
+    """Callout info as fields 0 to 7, obd name, own NID, pid and client uuid.
+
+    11 fields have no uuid and 12 have one.  More are there only if the obd name is that of an
+    MGC with an IPv6 NID: no other has colons.  The first eight fields are counted from the
+    left then, and the last three or two from the right, and what lies between must have the form
+    of such a name.  As that ends with its network, only one of the two counts fits.
+    Raises RequestError.
+    """
+    fields = text.split(":")
+    for after, has_uuid in ((3, True), (2, False)):
+        between = fields[FIELDS_BEFORE_OBD_NAME:-after]
+        obd_name = ":".join(between)
+        if len(between) == 1 or ipv6_nid_of_mgc(obd_name):
+            own, pid, *rest = fields[-after:]
+            return fields[:FIELDS_BEFORE_OBD_NAME], obd_name, own, pid, rest[0] if has_uuid else None
+    raise RequestError(f"callout info has {len(fields)} fields instead of 11 or 12")
 
 
 def format_callout(

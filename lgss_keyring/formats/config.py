@@ -85,7 +85,7 @@ class Sptlrpc(Record):
 
 
 class Config(Record):
-    """All sections; ``hosts`` maps NIDs or addresses to host names."""
+    """All sections; ``hosts`` maps NIDs, addresses, targets and this host to host names."""
 
     log: Log = Log()
     upcall: Upcall = Upcall()

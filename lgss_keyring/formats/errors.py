@@ -96,6 +96,9 @@ class Kind:
     REFUSED_BY_ACCEPTOR = "refused-by-acceptor"
     NO_LUSTRE = "no-lustre"
     INIT_CHANNEL = "init-channel"
+    TARGET_GONE = "target-gone"
+    SECURITY_CHANGED = "security-changed"
+    TICKET_TOO_BIG = "ticket-too-big"
     REFUSED_BY_SERVER = "refused-by-server"
     RPC_FAILED = "rpc-failed"
     ACCEPTOR_UNREACHABLE = "acceptor-unreachable"
@@ -231,3 +234,15 @@ class LimitError(LgssError):
 
     default_errno = errno.ETIMEDOUT
     default_kind = Kind.LIMIT
+
+
+def ticket_too_big(size: int) -> ChannelError:
+    """The error for a token of ``size`` bytes that Lustre cannot carry to its server."""
+    return ChannelError(
+        f"the ticket is too big: it makes a token of {size} bytes, and Lustre carries 16384 with all that "
+        "goes with it",
+        errno=errno.E2BIG,
+        kind=Kind.TICKET_TOO_BIG,
+        hint="fewer groups in its PAC: put the user into fewer, or let the KDC leave the PAC out for the "
+        "service principals of Lustre (MIT: kadmin modprinc +no_auth_data_required)",
+    )

@@ -7,8 +7,11 @@ from lgss_keyring.formats.record import Record
 
 LO = 9
 PTL4 = 15
-# Networks whose addresses are IPv4.
+# Networks with IP addresses. In 64 bits there is room for IPv4 only.
 IPV4_TYPES = {2: "tcp", 5: "o2ib", 16: "kfi", 18: "efa"}
+IPV6_CHARACTERS = frozenset("0123456789abcdefABCDEF:.")
+IPV6_TEXT_LIMIT = 45
+"""Bytes of an IPv6 address as text (INET6_ADDRSTRLEN without its NUL)."""
 TYPES = {**IPV4_TYPES, LO: "lo", 13: "gni", PTL4: "ptl4"}
 
 
@@ -81,3 +84,36 @@ def ip_address(nid: Nid) -> str:
         f"NID {nid} has no IP address",
         hint=f'networks of types tcp, o2ib, kfi, efa, ptl4, lo have names; or [hosts]: "{nid}" = "NAME"',
     )
+
+
+def is_no_host_address(nid: Nid) -> bool:
+    """Whether no host has the IPv4 address of ``nid``: 0.0.0.0/8, multicast or reserved.  Such
+    a NID is the first 32 bits of an IPv6 address (docs/protocol.md 2): ``::1``, ``fd00::``,
+    ``fe80::``."""
+    return nid.network_type in IPV4_TYPES and not 1 <= nid.address >> 24 < 224
+
+
+def may_be_ipv6(nid: Nid) -> bool:
+    """Whether the IPv4 address of ``nid`` can be the first 32 bits of an IPv6 address in use:
+    of 2000::/3, or of what :func:`is_no_host_address` finds."""
+    in_use = nid.network_type in IPV4_TYPES and 0x20 <= nid.address >> 24 < 0x40
+    return in_use or is_no_host_address(nid)
+
+
+def ipv6_nid_of_mgc(obd_name: str) -> str | None:
+    """The NID in the obd name of an MGC (``MGC`` and the NID of its MGS as text) if the address
+    in it is an IPv6 address: ``fd00::5@tcp`` of ``MGCfd00::5@tcp``; else None.
+
+    The form alone is judged: hex digits, at least two colons and perhaps dots, and a network of a
+    known type with IP addresses.
+    """
+    address, _, network = obd_name.removeprefix("MGC").partition("@")
+    if not obd_name.startswith("MGC") or address.count(":") < 2:
+        return None
+    if len(address) > IPV6_TEXT_LIMIT or not set(address) <= IPV6_CHARACTERS:
+        return None
+    name = next((name for name in IPV4_TYPES.values() if network.startswith(name)), "")
+    number = network[len(name) :]
+    if not name or (number and not (number.isascii() and number.isdecimal() and len(number) <= 5)):
+        return None
+    return f"{address}@{network}"

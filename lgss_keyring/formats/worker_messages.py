@@ -41,9 +41,9 @@ from lgss_keyring.formats.outcome import Answer, Established, Failed
 from lgss_keyring.formats.record import Record
 
 MESSAGE_LIMIT = 8192
-# Tickets with authorization data from a large directory have tens of thousands of
-# bytes; libkrb5 itself stops at 64 KiB.
-TOKEN_LIMIT = 65536
+TOKEN_LIMIT = 16384
+"""Bytes of a token: the kernel carries no more, together with service, uuid and handle (docs/protocol.md
+6), and says E2BIG of the rest itself."""
 TEXT_LIMIT = 1000
 STEP_LIMIT = 64
 TOKENS_LIMIT = 24

@@ -35,6 +35,8 @@ DEBUG_LEVEL = "sptlrpc/gss/lgss_keyring/debug_level"
 
 VERSION = 2
 REPLY_SIZE = 8192
+OBD_NAME_BYTES = 63
+"""The kernel keeps so many bytes of the obd name."""
 MECHANISM_NUMBERS = {"krb5": 0, "gssnull": 1, "sk": 2}
 # u32 version, secid; char *; u32 service, uid, gid; (padding); u64, char *, u64, char *, s64 *
 _RECORD = struct.Struct("=IIQIIIxxxxQQQQQ")
@@ -89,7 +91,7 @@ class InitChannelWriter:
         self._secid = request.secid & 0xFFFFFFFF
         self._uid = request.uid
         self._service = request.lustre_service | MECHANISM_NUMBERS[request.mechanism] << 16
-        self._obd_name = ctypes.create_string_buffer(request.obd_name.encode("ascii"))
+        self._obd_name = ctypes.create_string_buffer(request.obd_name.encode("ascii")[:OBD_NAME_BYTES])
         self.timeout = float(config.lustre.reply_timeout)
         self._result: tuple[int, bytes] | OSError | None = None
 
@@ -139,6 +141,14 @@ class InitChannelWriter:
         itself has failed."""
         assert self._result is not None
         if isinstance(self._result, OSError):
+            if self._result.errno == errno.EINVAL:
+                raise ChannelError(
+                    "Lustre has no such target, or it is being set up or unmounted (init_channel: Invalid "
+                    "argument)",
+                    errno=errno.EINVAL,
+                    kind=Kind.TARGET_GONE,
+                    hint="nothing to repair if it was just unmounted; else the kernel's log may say why",
+                ) from self._result
             raise ChannelError(
                 f"cannot write to {self._path}: {self._result.strerror}",
                 errno=self._result.errno or errno.EIO,

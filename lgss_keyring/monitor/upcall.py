@@ -154,6 +154,7 @@ def _answer(key: int, key_type: str, answer: Answer, deadline: float, log: Log) 
         )
     failure = answer.failure
     untaken = ""
+    quiet = False
     try:
         _update(key, answer.payload, deadline)
         if key_type == "user":
@@ -166,19 +167,21 @@ def _answer(key: int, key_type: str, answer: Answer, deadline: float, log: Log) 
                 keys.invalidate(key)
                 raise
     except LgssError as error:
+        # Each unmount that follows a mount at once ends so: nobody needs to be told.
+        quiet = failure is not None and failure.kind == Kind.TARGET_GONE and error.errno in keys.GONE
         untaken = error.reason + (": nobody waits for it any more" if error.errno in keys.GONE else "")
         log.bind(update_errno=errno.errorcode.get(error.errno, str(error.errno)))
     log.patience = PATIENCE  # nobody waits for us any more
     if failure is not None:
         where = f"uid {log.fields.get('uid', '?')}, target {log.fields.get('target', '?')}: "
         log.event(
-            "warning",
+            "info" if quiet else "warning",
             f"key {key}: {where}{failure.reason}{'; ' if failure.hint else ''}{failure.hint}"
             + (f"; {untaken}" if untaken else ""),
             error=failure.kind,
             errno=errno.errorcode.get(failure.errno, str(failure.errno)),
             gss_major=f"0x{failure.major:08x}",
-            always=True,
+            always=not quiet,
         )
         return 1
     if untaken:

@@ -29,5 +29,7 @@ HANDLE_BYTES = 1024
 STRAY_REPLIES = 8
 """How many replies to calls that are not ours are passed over before the connection is given up."""
 
+LINKS = 40
+"""How many symbolic links are followed to `[names] program`, as many as the kernel follows."""
 PROGRAM_LINE_BYTES = 1000
 """How much of the output of `[names] program` is read."""

@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 
 from lgss_keyring.formats import worker_messages
-from lgss_keyring.formats.errors import ChannelError
+from lgss_keyring.formats.errors import ChannelError, ticket_too_big
 from lgss_keyring.formats.outcome import Failed
 
 TYPE_CHECKING = False
@@ -54,8 +53,8 @@ class MonitorConnection:
         Returns the RPC's status (0 or a negative errno) and the reply buffer
         (docs/protocol.md 6).  Raises ChannelError if the write itself failed.
         """
-        if not 0 < len(token) <= worker_messages.TOKEN_LIMIT:
-            raise ChannelError(f"a token of {len(token)} bytes cannot be carried", errno=errno.E2BIG)
+        if len(token) > worker_messages.TOKEN_LIMIT:
+            raise ticket_too_big(len(token))
         self._socket.send(b"T" + token)
         message = self._socket.recv(worker_messages.REPLY_LIMIT)
         if not message:

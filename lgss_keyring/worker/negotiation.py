@@ -43,16 +43,17 @@ def _silent(level: str, text: str) -> None:
 
 
 def negotiate(
-    request: UpcallRequest, config: Config, channel: Channel, report: Report = _silent
+    request: UpcallRequest, config: Config, channel: Channel, report: Report = _silent, host: str = ""
 ) -> Established | Failed:
-    """Negotiate the context that ``request`` asks for.
+    """Negotiate the context that ``request`` asks for, with the server named ``host``; empty: its
+    name is looked up here.
 
     ``report(level, text)`` gets each step, with levels as in :mod:`lgss_keyring.system.log`.
     Raises nothing: every error is a :class:`Failed`.  Blocks for as long as KDC and
     name service do; the caller bounds that.
     """
     try:
-        host = names.host_name(Nid.from_int(request.target_nid), config)
+        host = host or names.target_host_name(request, config)
         service = names.service_name(request.lustre_service, host)
         report("debug", f"the acceptor is {service}")
         try:

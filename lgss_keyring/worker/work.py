@@ -6,7 +6,7 @@ import os
 
 from lgss_keyring.formats import config
 from lgss_keyring.formats.errors import ConfigError
-from lgss_keyring.worker import channel, identity, namespaces, negotiation
+from lgss_keyring.worker import channel, identity, names, namespaces, negotiation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def run(
     acceptor = channel.for_request(request, settings, connection.send_token)
     gid = _primary_group(request)
     connection.send_group(gid)
+    # The program that is asked for some names runs as root, never as the user.
+    host = names.target_host_name(request, settings) if names.needs_program(request, settings) else ""
     found = namespaces.find(request, forked, settings.upcall.containers)
     if not request.is_machine:
         _become_user(request, gid, found, acceptor, monitor)
@@ -46,7 +48,7 @@ def run(
         f", credentials in {' and '.join(sorted(found.different))} of process {found.pid}" if found else ""
     )
     connection.report("debug", f"working as uid {os.getuid()}, gid {os.getgid()}{place}")
-    return negotiation.negotiate(request, settings, acceptor, connection.report)
+    return negotiation.negotiate(request, settings, acceptor, connection.report, host)
 
 
 def _primary_group(request: UpcallRequest) -> int:

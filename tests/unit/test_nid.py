@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,56 +138,3 @@ def test_networks_without_names(text: str) -> None:
         host_name(Nid.parse(text), Config())
     assert "[hosts]" in caught.value.hint
     assert host_name(Nid.parse(text), hosts({text: "a"})) == "a"
-
-
-def program(path: Path, text: str, timeout: float = 1) -> Config:
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return hosts({}, program=str(path), timeout=timeout)
-
-
-PTL4 = Nid.parse("255@ptl42")
-
-
-def test_program_for_ptl4_gets_three_words_and_no_shell(tmp_path: Path) -> None:
-    config = program(tmp_path / "name $(id); x", f'echo "$#|$*" > {tmp_path}/words; echo node7.example')
-    assert host_name(PTL4, config) == "node7.example"
-    assert (tmp_path / "words").read_text() == "3|PTL4LND 0x2 0xff\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("echo @no such node", "no such node"),
-        ("exit 3", "''"),
-        ("echo 'a b'", "'a b'"),
-        ("head -c 100000 /dev/zero", "host name"),
-        ("echo a\n echo b", ""),
-    ],
-)
-def test_program_for_ptl4_that_fails(tmp_path: Path, text: str, said: str) -> None:
-    if not said:
-        assert host_name(PTL4, program(tmp_path / "p", text)) == "a"  # the first line counts
-        return
-    with pytest.raises(ResolutionError, match=said) as caught:
-        host_name(PTL4, program(tmp_path / "p", text))
-    assert caught.value.kind == "no-host-name"
-
-
-def test_program_for_ptl4_that_hangs_is_ended(tmp_path: Path) -> None:
-    started = time.monotonic()
-    for text in ("exec sleep 20", "sleep 20", "sleep 20 & sleep 20"):
-        with pytest.raises(ResolutionError) as caught:
-            host_name(PTL4, program(tmp_path / "p", text, timeout=0.3))
-        assert caught.value.kind == "name-timeout"
-    assert time.monotonic() - started < 5
-
-
-def test_program_for_ptl4_that_is_missing_or_not_roots(tmp_path: Path) -> None:
-    with pytest.raises(ResolutionError, match="No such file"):
-        host_name(PTL4, hosts({}, program=str(tmp_path / "none")))
-    config = program(tmp_path / "p", "echo a")
-    (tmp_path / "p").chmod(0o777)
-    if os.geteuid() == 0:
-        with pytest.raises(ResolutionError, match="others than root"):
-            host_name(PTL4, config)

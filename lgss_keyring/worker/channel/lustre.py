@@ -11,7 +11,7 @@ import errno
 import os
 import struct
 
-from lgss_keyring.formats.errors import ChannelError, Kind
+from lgss_keyring.formats.errors import ChannelError, Kind, ticket_too_big
 from lgss_keyring.worker.channel.interface import Reply
 from lgss_keyring.worker.limits import HANDLE_BYTES
 
@@ -50,6 +50,16 @@ class LustreChannel:
                 kind=Kind.ACCEPTOR_SILENT,
                 hint="check that the GSS daemon (lsvcgssd) runs on that server",
             )
+        if number == errno.EINVAL:
+            # A second try would fail in the same way: this request names the old security object.
+            raise ChannelError(
+                f"the security object of {self._peer} has changed since Lustre asked for this context",
+                errno=number,
+                kind=Kind.SECURITY_CHANGED,
+                hint="nothing to repair: Lustre asks for a context of the new one when it needs one",
+            )
+        if number == errno.E2BIG:
+            raise ticket_too_big(len(token))
         raise ChannelError(
             f"the RPC to {self._peer} failed: {os.strerror(number)}",
             errno=number,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lgss_keyring.formats.config import Config
     from lgss_keyring.formats.outcome import Report
 
+CONTEXT_BYTES = 8
 FLAG_BITS = {"r": 1, "m": 2, "o": 4}
 ENDTIME = 2**32 - 1
 """In seconds since the epoch: the last that a u32 has, as such a context has no end."""
@@ -41,11 +42,12 @@ class NullInitiator:
 
     def step(self, token: bytes | None) -> bytes | None:
         """8 bytes big-endian first: random 32 bits << 32 | root flags; then the
-        acceptor's token becomes the context.  Raises MechanismError for an empty one."""
+        acceptor's token becomes the context.  Raises MechanismError unless it has 8 bytes, as
+        the kernel wants the context."""
         if token is None:
             return os.urandom(4) + self._flags.to_bytes(4, "big")
-        if not token:
-            raise MechanismError("the acceptor's gssnull token is empty")
+        if len(token) != CONTEXT_BYTES:
+            raise MechanismError(f"the acceptor's gssnull token has {len(token)} bytes, not {CONTEXT_BYTES}")
         self._answer = token
         self.complete = True
         return None
