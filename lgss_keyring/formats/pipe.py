@@ -17,7 +17,7 @@ UPCALL_SIZE = _UPCALL.size
 assert UPCALL_SIZE == 88
 _HEAD = struct.Struct("=II")
 DEFAULT_SOCKET = "/run/lgssd.socket"
-"""Where lgssd listens, and where the policy `pipe` asks, unless they are told otherwise."""
+"""The path where lgssd listens and the policy `pipe` asks, unless an option names another."""
 DOWNCALL_LIMIT = 8192
 """Bytes; no downcall is longer."""
 U32 = 2**32 - 1
