@@ -71,6 +71,10 @@ unit-all: build-packages $(VENV)/.ready ## the unit tests under Python 3.11, 3.1
 test: setup ## every test (root, a real kernel and KDC)
 	$(BIN)/python -m pytest
 
+.PHONY: coverage
+coverage: setup ## the lines of the package that no test reaches (twice as long as `test`; kept in build/coverage)
+	@$(BIN)/python -m tests.coverage_run
+
 check: lint test ## lint, types and every test
 
 bench: setup ## an upcall: blocked time, time to the context, CPU time; the library: look-up, sign, seal (JSON=FILE)

@@ -49,7 +49,7 @@ def swept() -> Iterator[None]:
     """Take away what the kernel's collector would take in five minutes: keys that were
     rejected or have expired, in root's user keyring."""
     yield
-    ours = re.compile(rf" lgss(:{os.getpid()}\.|-no-rule:)")
+    ours = re.compile(rf" lgss(:{os.getpid()}\.|-no-rule-{os.getpid()}:)")
     lines = [line for line in Path("/proc/keys").read_text().splitlines() if ours.search(line)]
     ring = keyrings.serial_of(keyrings.USER)
     for serial in (int(line.split()[0], 16) for line in lines):

@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.support.stage import CHECKOUT
 
 COMMAND = [sys.executable, "-m", "tests.support.demo"]
 
 
-def leftovers() -> set[str]:
-    """What a demo makes: rules, folders, processes."""
-    found = {str(path) for path in Path("/etc/request-key.d").glob("lgss-test-*")}
-    found |= {str(path) for path in Path("/tmp").glob("lgss-s*")} | {
-        str(path) for path in Path("/tmp").glob("lgss-realm-*")
-    }
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a demo makes its files: by this name those are known that it leaves behind."""
+    with tempfile.TemporaryDirectory(prefix="lgss-demo-") as name:
+        os.chmod(name, 0o755)  # its users must reach krb5.conf
+        monkeypatch.setenv("TMPDIR", name)
+        yield Path(name)
+
+
+def leftovers(folder: Path) -> set[str]:
+    """What such a demo has left: folders, rules, processes. Not what others on this machine make."""
+    found = {str(path) for path in folder.iterdir()}
+    for path in Path("/etc/request-key.d").glob("lgss-test-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if str(folder) in path.read_text():
+                found.add(str(path))
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                line = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if any(word in line for word in (b"krb5kdc", b"tests.support.acceptor", b"lgss_keyring.py")):
-                found.add(entry.name)
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if any(str(folder).encode() in (entry / n).read_bytes() for n in ("cmdline", "environ")):
+                    found.add(entry.name)
     return found
 
 
-def test_to_its_end() -> None:
-    before = leftovers()
+def test_to_its_end(folder: Path) -> None:
     started = time.monotonic()
     done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=60)
     assert time.monotonic() - started < 30
@@ -50,7 +61,7 @@ def test_to_its_end() -> None:
         "aes256-cts-hmac-sha1-96",
     ):
         assert words in done.stdout, words
-    assert leftovers() <= before
+    assert not leftovers(folder)
 
 
 def test_time_line_is_in_the_order_of_what_happened() -> None:
@@ -64,8 +75,7 @@ def test_time_line_is_in_the_order_of_what_happened() -> None:
         assert "established" in steps[-1], steps
 
 
-def test_kept_until_enter() -> None:
-    before = leftovers()
+def test_kept_until_enter(folder: Path) -> None:
     demo = subprocess.Popen(
         COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "KEEP": "1"}
     )
@@ -85,7 +95,7 @@ def test_kept_until_enter() -> None:
     assert done.stdout.strip().isdecimal(), done.stdout + done.stderr
     rest, _ = demo.communicate("\n", timeout=20)
     assert rest.splitlines()[-1] == "demo: 2 established, 0 failed"
-    assert leftovers() <= before
+    assert not leftovers(folder)
 
 
 def test_who_is_not_root_is_told_before_anything_is_built(tmp_path: Path) -> None:
@@ -106,9 +116,8 @@ def test_who_is_not_root_is_told_before_anything_is_built(tmp_path: Path) -> Non
     assert "building" not in done.stdout and not (tmp_path / "none").exists()
 
 
-def test_interrupted() -> None:
+def test_interrupted(folder: Path) -> None:
     for number, delay in ((signal.SIGINT, 0.6), (signal.SIGINT, 1.5), (signal.SIGTERM, 1.2)):
-        before = leftovers()
         demo = subprocess.Popen(COMMAND, stdout=subprocess.PIPE, text=True)
         assert demo.stdout is not None
         if delay > 1:
@@ -118,6 +127,6 @@ def test_interrupted() -> None:
         output, _ = demo.communicate(timeout=20)
         assert output.splitlines()[-1].startswith("demo: ")
         deadline = time.monotonic() + 5
-        while not leftovers() <= before and time.monotonic() < deadline:
+        while leftovers(folder) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert leftovers() <= before
+        assert not leftovers(folder)

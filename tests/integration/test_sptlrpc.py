@@ -97,7 +97,7 @@ def test_failure_of_the_upcall_is_told(site: Site, upcalls: Upcalls) -> None:
 
 
 def test_no_rule_at_all() -> None:
-    with sptlrpc.create_policy("keyring", prefix="lgss-no-rule:") as policy:
+    with sptlrpc.create_policy("keyring", prefix=f"lgss-no-rule-{os.getpid()}:") as policy:
         with policy.create_sec(TARGET, "krb5i") as sec:
             with pytest.raises(LgssError, match="Required key not available") as caught:
                 sec.lookup_ctx()

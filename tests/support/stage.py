@@ -68,6 +68,8 @@ class Stage:
         one running)."""
         shebang = f"#!{interpreter or os.path.realpath(sys.executable)} -IS\n"
         _, _, rest = source.read_text().partition("\n")
+        if "COVERAGE_PROCESS_START" in os.environ:
+            rest = rest.replace("\nimport os\n", f"\nimport os; {_measurement()}\n", 1)
         program.write_text(shebang + rest)
         program.chmod(0o755)
 
@@ -80,6 +82,17 @@ class Stage:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _measurement() -> str:
+    """Statements that begin to measure what a front's process runs (tests/coverage_run.py);
+    the packages are not left in reach: a front is to find what lies beside it alone."""
+    settings, packages = os.environ["COVERAGE_PROCESS_START"], sysconfig.get_paths()["platlib"]
+    start = (CHECKOUT / "tests" / "measured" / "sitecustomize.py").read_text()
+    return (
+        f"import sys; os.environ['COVERAGE_PROCESS_START'] = {settings!r}; sys.path.append({packages!r}); "
+        f"exec({start!r}, {{}}); sys.path.remove({packages!r})"
+    )
 
 
 class Rule:
