@@ -14,7 +14,8 @@ MANDIR = $(PREFIX)/share/man
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # Python without an ending, which ruff does not find by itself.
 SCRIPTS := tests/unit-all tests/vm/build tests/vm/vm tests/vm/check
-# pyproject.toml has the list. An interpreter without tomllib is refused by a recipe, in words.
+# pyproject.toml has the list. Asked of an interpreter that is there before any recipe runs; one
+# without tomllib is refused by a recipe, in words.
 dependencies = $(shell $(1) -c 'import shlex, tomllib; \
 	print(shlex.join(tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]))' 2>/dev/null)
 
@@ -37,7 +38,7 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@echo 'setup: building $(VENV) (gssapi is compiled, this takes some minutes once)'
 	@$(PYTHON) -c 'import sys; sys.exit("setup: Python 3.11 or newer is needed; PYTHON=... chooses one" if sys.version_info < (3, 11) else 0)'
 	@$(REAL_PYTHON) -m venv $(VENV)
-	@$(PIP) wheel --find-links $(VENV)/wheels --wheel-dir $(VENV)/wheels $(call dependencies,$(BIN)/python)
+	@$(PIP) wheel --find-links $(VENV)/wheels --wheel-dir $(VENV)/wheels $(call dependencies,$(REAL_PYTHON))
 	@$(PIP) install --find-links $(VENV)/wheels --editable '.[dev]'
 	@touch $@
 
