@@ -44,26 +44,33 @@ class Context:
 class LustreServer(Acceptor):
     """Accepts tokens as long as the `with` block lasts; `contexts` by their handle.
 
-    `before` sees each token first: what it returns, if anything, is the answer.
+    `before` sees each token first: what it returns, if anything, is the answer. `after`
+    is called when the token has been accepted, and may hold the answer back.
     """
 
     def __init__(
         self,
         keytab: Path = KEYTAB,
         before: Callable[[TokenRequest], int | bytes | None] = lambda request: None,
+        after: Callable[[TokenRequest], object] = lambda request: None,
     ) -> None:
         super().__init__(self._accept)
         self.contexts: dict[bytes, Context] = {}
         self._before = before
+        self._after = after
         self._lock = threading.Lock()
         self._credential: Any = gss.acquire_cred_from(
             {b"keytab": str(keytab).encode()}, mechs=[gss.MechType.kerberos], usage="accept"
         ).creds
 
     def _accept(self, request: TokenRequest) -> int | bytes:
-        early = self._before(request)
-        if early is not None:
-            return early
+        answer = self._before(request)
+        if answer is None:
+            answer = self._establish(request)
+            self._after(request)
+        return answer
+
+    def _establish(self, request: TokenRequest) -> bytes:
         handle = os.urandom(8)
         if request.lustre_svc >> 16 == 1:
             self.contexts[handle] = Context(request, f"null {request.token.hex()}", "", None)

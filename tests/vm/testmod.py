@@ -6,6 +6,7 @@ in lgss_testmod/README.md.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -33,6 +34,7 @@ _keyutils = ctypes.CDLL("libkeyutils.so.1", use_errno=True)
 class Report:
     """What came of one trigger."""
 
+    description: str
     error: int
     """0, or the negative errno that the kernel would give its caller."""
     stage: str
@@ -79,11 +81,12 @@ def request_line(
     hold: bool = False,
     timeout_ms: int = 30000,
     bind_delay_ms: int = 0,
+    when: str = "now",
 ) -> bytes:
-    """Return what to write to the trigger device."""
+    """Return what to write to the trigger device; ``when``: now, close or channel."""
     return (
         f"description={description} root={root:d} hold={hold:d} timeout_ms={timeout_ms} "
-        f"bind_delay_ms={bind_delay_ms} callout={callout}"
+        f"bind_delay_ms={bind_delay_ms} when={when} callout={callout}"
     ).encode()
 
 
@@ -98,7 +101,7 @@ def pull(line: bytes) -> Report:
 
 
 def become(uid: int) -> None:
-    """Become an ordinary user for good, with a session keyring of his own."""
+    """Become an ordinary user for good, with a session keyring of its own."""
     try:
         gid = pwd.getpwuid(uid).pw_gid
     except KeyError:
@@ -257,10 +260,12 @@ def answer_record(number: int, status: int, reply: bytes = b"") -> bytes:
 class Acceptor:
     """A thread that answers tokens while the `with` block lasts.
 
-    `answer` returns a negative errno for the status, or the reply's bytes.
+    `answer` returns a negative errno for the status, or the reply's bytes. It is called
+    in a thread for each token, so one that waits holds up no other.
     """
 
     def __init__(self, answer: Callable[[TokenRequest], int | bytes]) -> None:
+        self._answering: list[threading.Thread] = []
         self.requests: list[TokenRequest] = []
         self._answer = answer
         self._device = os.open(ACCEPTOR, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -274,6 +279,8 @@ class Acceptor:
     def __exit__(self, *_: object) -> None:
         os.eventfd_write(self._wake, 1)
         self._thread.join()
+        for thread in self._answering:
+            thread.join()
         os.close(self._device)
         os.close(self._wake)
 
@@ -288,10 +295,12 @@ class Acceptor:
                 continue
             request = TokenRequest.parse(data)
             self.requests.append(request)
-            result = self._answer(request)
-            status, reply = (result, b"") if isinstance(result, int) else (0, result)
-            try:
-                os.write(self._device, answer_record(request.id, status, reply))
-            except FileNotFoundError:
-                # Whoever asked has given up meanwhile.
-                continue
+            self._answering.append(threading.Thread(target=self._respond, args=(request,)))
+            self._answering[-1].start()
+
+    def _respond(self, request: TokenRequest) -> None:
+        result = self._answer(request)
+        status, reply = (result, b"") if isinstance(result, int) else (0, result)
+        # Unless the writer has given up meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            os.write(self._device, answer_record(request.id, status, reply))

@@ -20,6 +20,10 @@ static unsigned int answer_limit_ms = 15000;
 module_param(answer_limit_ms, uint, 0644);
 MODULE_PARM_DESC(answer_limit_ms, "how long a write to init_channel waits for the acceptor");
 
+static unsigned int unmounted;
+module_param(unmounted, uint, 0644);
+MODULE_PARM_DESC(unmounted, "1: a write to init_channel finds its target being unmounted");
+
 /*
  * What is written to init_channel (docs/protocol.md 6). The addresses are the writing
  * process's. The compiler's own padding is the interface: it is a C structure.
@@ -169,7 +173,12 @@ ssize_t lgss_channel_write(const char *buffer, size_t size)
 	if (IS_ERR(exchange))
 		return PTR_ERR(exchange);
 	error = lgss_mount_lock_wait();
+	if (!error && unmounted)
+		error = -EINVAL;
 	if (!error)
+		error = lgss_perform_in_channel(&exchange->status);
+	/* An RPC that needs a context which cannot be had fails as that did. */
+	if (!error && !exchange->status)
 		error = exchange_perform(exchange);
 	if (!error && exchange->reply_size > record.reply_buf_size)
 		error = -EMSGSIZE;

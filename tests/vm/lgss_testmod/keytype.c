@@ -3,12 +3,17 @@
 
 #include <linux/cred.h>
 #include <linux/delay.h>
+#include <linux/moduleparam.h>
 #include <linux/rcupdate.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
 #include "testmod.h"
+
+static unsigned int import_fails;
+module_param(import_fails, uint, 0644);
+MODULE_PARM_DESC(import_fails, "1: a success update is answered with 0, but its context fails");
 
 /*
  * The key's payload words: [0] the context once it is bound, [1] how many
@@ -227,6 +232,9 @@ static int lgss_update(struct key *key, struct key_preparsed_payload *prep)
 		context->malformed++;
 		return -EINVAL;
 	}
+	/* Lustre's answer to the update does not tell this from a success. */
+	if (!error && import_fails)
+		error = -EPERM;
 	copy = kmemdup(prep->data, prep->datalen, GFP_KERNEL);
 	if (!copy)
 		return -ENOMEM;

@@ -82,39 +82,54 @@ static int add_files(void)
 	return error;
 }
 
+static int add_type(void)
+{
+	return register_key_type(&lgss_key_type);
+}
+
+static void remove_type(void)
+{
+	/* Waits until every key of the type is gone, through lgss_destroy(). */
+	unregister_key_type(&lgss_key_type);
+}
+
+/* What the module consists of, in the order in which it comes up; it goes backwards. */
+static const struct part {
+	int (*init)(void);
+	void (*exit)(void);
+} parts[] = {
+	{ add_type, remove_type },
+	{ lgss_reports_init, lgss_reports_exit },
+	{ lgss_request_init, lgss_request_exit },
+	{ lgss_channel_init, lgss_channel_exit },
+	{ lgss_trigger_init, lgss_trigger_exit },
+	{ add_files, remove_files },
+};
+
+static void remove_parts(int count)
+{
+	while (count--)
+		parts[count].exit();
+}
+
 static int __init testmod_init(void)
 {
-	int error = register_key_type(&lgss_key_type);
+	int i;
 
-	if (error)
-		return error;
-	error = lgss_channel_init();
-	if (error)
-		goto no_channel;
-	error = lgss_trigger_init();
-	if (error)
-		goto no_trigger;
-	error = add_files();
-	if (error)
-		goto no_files;
+	for (i = 0; i < ARRAY_SIZE(parts); i++) {
+		int error = parts[i].init();
+
+		if (error) {
+			remove_parts(i);
+			return error;
+		}
+	}
 	return 0;
-
-no_files:
-	lgss_trigger_exit();
-no_trigger:
-	lgss_channel_exit();
-no_channel:
-	unregister_key_type(&lgss_key_type);
-	return error;
 }
 
 static void __exit testmod_exit(void)
 {
-	remove_files();
-	lgss_trigger_exit();
-	lgss_channel_exit();
-	/* Waits until every key of the type is gone, through lgss_destroy(). */
-	unregister_key_type(&lgss_key_type);
+	remove_parts(ARRAY_SIZE(parts));
 }
 
 module_init(testmod_init);

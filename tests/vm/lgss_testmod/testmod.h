@@ -9,6 +9,7 @@
 #ifndef LGSS_TESTMOD_H
 #define LGSS_TESTMOD_H
 
+#include <linux/cred.h>
 #include <linux/key.h>
 #include <linux/key-type.h>
 #include <linux/kobject.h>
@@ -16,6 +17,7 @@
 #include <linux/ktime.h>
 #include <linux/types.h>
 #include <linux/wait.h>
+#include <linux/workqueue.h>
 
 #define LGSS_MAX_OBD_NAME	64	/* with its NUL */
 #define LGSS_MAX_TOKEN		(64 * 1024)
@@ -62,11 +64,72 @@ struct lgss_context *lgss_bind(struct key *key, struct lgss_context *fresh,
 			       unsigned long *early_updates);
 enum lgss_state lgss_leave(struct key *key, struct lgss_context *context, int error);
 
-/* ---- trigger.c: /dev/lgss_trigger, and the lock of a mount ---- */
+/* ---- mount_lock.c: the lock of a mount ---- */
+
+extern unsigned int lgss_lock_limit_ms;
+
+bool lgss_mount_trylock(void);
+void lgss_mount_unlock(void);
+int lgss_mount_lock_wait(void);
+
+/* ---- request.c, request_line.c: one request for a key ---- */
+
+enum lgss_when {
+	LGSS_NOW,
+	LGSS_AT_CLOSE,		/* by the process that closes the file, as it exits */
+	LGSS_IN_CHANNEL,	/* by the next process that writes to init_channel */
+};
+
+struct lgss_request {
+	struct kref ref;
+	struct work_struct work;
+	const struct cred *cred;
+	bool abandoned;
+	bool finished;
+
+	/* what the requestor asked for */
+	enum lgss_when when;
+	bool root;
+	bool hold;
+	unsigned int timeout_ms;
+	unsigned int bind_delay_ms;
+	char *description;
+	char *callout;
+	char *text;		/* holds the two strings above */
+
+	/* what came of it; the requestor reads it once it has finished */
+	const char *stage;
+	int error;
+	bool found;
+	key_serial_t serial;
+	unsigned long early_updates;
+	ktime_t start;		/* of request_key(); the times below count from here */
+	s64 lock_us;
+	s64 request_us;
+	s64 bound_us;
+	s64 update_us;
+	struct lgss_context *context;
+};
+
+int lgss_request_init(void);
+void lgss_request_exit(void);
+int lgss_parse_request(struct lgss_request *request);
+struct lgss_request *lgss_request_new(const char __user *buffer, size_t size);
+void lgss_request_put(struct lgss_request *request);
+int lgss_request_perform(struct lgss_request *request);
+char *lgss_request_report(const struct lgss_request *request, int abandoned, size_t *size);
+
+/* ---- trigger.c: /dev/lgss_trigger ---- */
 
 int lgss_trigger_init(void);
 void lgss_trigger_exit(void);
-int lgss_mount_lock_wait(void);
+int lgss_perform_in_channel(s64 *status);
+
+/* ---- reports.c: /dev/lgss_reports ---- */
+
+int lgss_reports_init(void);
+void lgss_reports_exit(void);
+void lgss_report_later(struct lgss_request *request, int error);
 
 /* ---- channel.c: init_channel and /dev/lgss_acceptor ---- */
 
