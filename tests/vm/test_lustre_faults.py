@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("testmod_loaded", "nothing
 
 
 def test_user_without_a_ticket_and_the_next_request(server: LustreServer) -> None:
-    """The kernel has unlinked the failed key; whoever unlinked it again would hit the next
+    """The kernel has unlinked the failed key; a second unlinking would hit the next
     one of that name, which then hangs (docs/protocol.md 7). So ask for one name, at once."""
     secid = next(secids)
     times = []
@@ -164,7 +164,7 @@ def test_damaged_installation_still_answers() -> None:
 
 @pytest.mark.parametrize("level", [0, 1, 2, 3, 4])
 def test_debug_level(server: LustreServer, level: int) -> None:
-    """Read anew for every upcall. A failure is told at any level."""
+    """Read anew for every upcall. A failure is logged at any level."""
     before = DEBUG_LEVEL.read_text()
     DEBUG_LEVEL.write_text(str(level))
     try:
@@ -187,7 +187,7 @@ def test_another_uid_is_refused(server: LustreServer, ticket: None) -> None:
 @pytest.mark.parametrize("flags", ["r", ""])
 def test_forged_request_gains_nothing(server: LustreServer, ticket: None, flags: str) -> None:
     """request_key(2) by an ordinary user: no context is ever bound to that key, so its
-    updates stay EAGAIN, and we give up. He cannot read what was to be its payload."""
+    updates stay EAGAIN, and we give up. They cannot read what was to be its payload."""
     installed_rule()
     configure("[upcall]\ntimeout = 10\n")
     with Requestor(ALICE) as forger:

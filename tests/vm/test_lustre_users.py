@@ -81,10 +81,10 @@ echo password | kinit -c /tmp/krb5cc_1000 alice >/dev/null && chown 1000:1000 /t
 
 
 def test_user_in_another_mount_namespace(server: LustreServer) -> None:
-    """The C program refuses him for a minute, and the user outside with him."""
+    """The C program refuses this user for a minute, and the same user outside, too."""
     with contained(CONTAINER_TICKET, ALICE, "--mount") as pid:
         assert established(server, ask(ALICE, pid=pid)).initiator == "alice@LGSS.TEST"
-        # Outside there is no ticket, then there is one: each for himself.
+        # Outside there is no ticket, then there is one: each has their own.
         failed(ask(ALICE), errno.ENOKEY, "no-ticket", 7 << 16)
         as_alice("kinit", "alice", stdin="password\n")
         established(server, ask(ALICE))

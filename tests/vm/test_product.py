@@ -145,7 +145,7 @@ def as_alice(*command: str, stdin: str = "") -> None:
 
 @pytest.fixture
 def alice() -> Iterator[Requestor]:
-    """A process of alice's, who has run kinit as anybody does."""
+    """A process of alice's, who has run kinit as every user does."""
     assert pwd.getpwnam("alice").pw_uid == 1000
     as_alice("kinit", "alice", stdin="password\n")
     with Requestor(1000) as user:

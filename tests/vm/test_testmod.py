@@ -200,7 +200,7 @@ def test_user_key_stays_in_the_user_keyring(handler: Handler, description: str) 
     serial = next(line.split()[0] for line in listing.splitlines() if f"_uid.{NOBODY}" in line)
     words = next(line for line in handler.log().splitlines() if line.startswith("keyrings"))
     uid, thread, process, session = words.split()[1:]
-    # %T is the user keyring, there is no process keyring, and a session of his own.
+    # %T is the user keyring, there is no process keyring, and a session of the user's own.
     assert (uid, thread, process) == (str(NOBODY), serial, "0")
     assert int(session) > 0
 

@@ -54,7 +54,7 @@ def references() -> int:
 
 
 def test_killed_while_the_handler_lingers(handler: Handler, description: str) -> None:
-    """A handler that does not end keeps request_key() waiting, but nobody who is killed."""
+    """A handler that does not end keeps request_key() waiting, but no requestor that is killed."""
     handler("echo $$ >pid\ninstantiate\nexec sleep 300")
     line = request_line(description, CALLOUT, root=True, hold=True)
     pid = fork(lambda: pull(line))

@@ -289,7 +289,7 @@ static ssize_t acceptor_write(struct file *file, const char __user *buffer, size
 	}
 	spin_unlock(&lock);
 	if (!known) {
-		/* Whoever asked has given up. */
+		/* The writer has given up. */
 		kfree_sensitive(reply);
 		return -ENOENT;
 	}

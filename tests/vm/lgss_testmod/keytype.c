@@ -244,8 +244,8 @@ static int lgss_update(struct key *key, struct key_preparsed_payload *prep)
 	context->gss_major = gss_major;
 	context->error = error;
 	/*
-	 * Before anybody is woken: whoever was waiting may ask again at once, and
-	 * unlinking goes by description, so it would hit the new key.
+	 * Before any waiter is woken: a requestor that was waiting may ask again at once,
+	 * and unlinking goes by description, so it would hit the new key.
 	 */
 	if (error && context->keyring)
 		key_unlink(context->keyring, key);

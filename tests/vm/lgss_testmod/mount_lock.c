@@ -13,7 +13,7 @@
 
 unsigned int lgss_lock_limit_ms = 15000;
 module_param_named(lock_limit_ms, lgss_lock_limit_ms, uint, 0644);
-MODULE_PARM_DESC(lock_limit_ms, "how long anybody waits for the lock of a mount");
+MODULE_PARM_DESC(lock_limit_ms, "how long a write or a mount waits for the lock of a mount");
 
 static atomic_t mount_locked = ATOMIC_INIT(0);
 

@@ -77,7 +77,7 @@ static void wait_for_update(struct lgss_request *request, struct key *key)
 	reason = abandoned(request) ? -EINTR : -ETIMEDOUT;
 	switch (lgss_leave(key, context, reason)) {
 	case LGSS_PENDING:
-		/* Somebody else waits on. */
+		/* Another requestor still waits for it. */
 		request->error = reason;
 		return;
 	case LGSS_ESTABLISHED:
@@ -159,7 +159,7 @@ static void work(struct work_struct *item)
 	smp_store_release(&request->finished, true);
 	wake_up_all(&lgss_events);
 	lgss_request_put(request);
-	/* Whoever unloads the module waits for the end of this function as well. */
+	/* Unloading the module waits for the end of this function as well. */
 	module_put(THIS_MODULE);
 }
 

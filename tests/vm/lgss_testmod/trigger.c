@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * /dev/lgss_trigger: make the kernel request a key, at once or at one of the moments
- * at which Lustre does so on its own: when a file is closed, or while somebody
+ * at which Lustre does so on its own: when a file is closed, or while a process
  * writes to init_channel.
  */
 
@@ -213,7 +213,7 @@ static const struct file_operations session_fops = {
 	.llseek = no_llseek,
 };
 
-/* For everybody, as request_key(2) is: the requestor is whoever writes. */
+/* For every user, as request_key(2) is: the requestor is the process that writes. */
 static struct miscdevice session_device = {
 	.minor = MISC_DYNAMIC_MINOR,
 	.name = "lgss_trigger",
