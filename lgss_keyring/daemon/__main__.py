@@ -7,7 +7,8 @@ import os
 
 import click
 
-from lgss_keyring.daemon import requests, server
+from lgss_keyring.daemon import limits, requests, server
+from lgss_keyring.daemon.listener import listen
 from lgss_keyring.formats.errors import LgssError
 from lgss_keyring.formats.pipe import DEFAULT_SOCKET
 from lgss_keyring.system import config_file, keyrings
@@ -22,38 +23,45 @@ from lgss_keyring.system.log import Log
 def main(path: str, config_path: str | None) -> None:
     """Negotiate GSS contexts for those who ask at a socket (sptlrpc's policy `pipe`).
 
-    Runs in the foreground until SIGTERM. An ordinary user gets contexts of his own alone.
+    Runs in the foreground until SIGTERM. An ordinary user gets only contexts of their own.
     """
     if os.geteuid() != 0:
         raise click.ClickException("only root can become the users that it negotiates for")
     try:
         settings = config_file.load(config_path)
     except LgssError as error:
-        raise click.ClickException(f"{error.reason}; {error.hint}" if error.hint else error.reason) from error
-    # Whoever started us may have tickets in his session: they are not the users'.
+        raise click.ClickException(str(error)) from error
+    # The session keyring is that of the administrator who starts lgssd, whose tickets are not
+    # the users'.
     keyrings.leave_session()
     os.umask(0o077)
-    log = Log(settings.log.level, settings.log.file)
-    # Loaded once: what the workers need is here when they are forked.
-    from lgss_keyring.worker import krb5_library as _krb5  # noqa: F401
-    from lgss_keyring.worker import mech
+    log = Log(settings.log.level, settings.log.file, folder=settings.krb5.ccache_directory)
+    _preload()
+    try:
+        listener = listen(path)
+    except OSError as error:
+        raise click.ClickException(f"cannot listen at {path}: {error.strerror}") from error
+    try:
+        handle = functools.partial(requests.handle, settings=settings)
+        time_limit = settings.upcall.timeout + limits.MONITOR_MARGIN
+        serving = server.Server(listener, handle, time_limit, log, requests.request_of)
+        serving.run(lambda: click.echo(f"listening at {path}"))
+    finally:
+        # In this order: as long as this process listens, no other lgssd takes the path for one
+        # that was left behind.
+        os.unlink(path)
+        listener.close()
+
+
+def _preload() -> None:
+    """Import what the workers need, once, before they are forked."""
+    from lgss_keyring.worker import (
+        krb5_library,  # noqa: F401
+        mech,
+    )
     from lgss_keyring.worker.creds import machine, user  # noqa: F401
 
     mech.load("krb5")
-    try:
-        listener = server.listen(path)
-    except OSError as error:
-        raise click.ClickException(f"cannot listen at {path}: {error.strerror}") from error
-    # The worker's limit comes first: it knows the words.
-    limit = settings.upcall.timeout + 10.0
-    try:
-        handle = functools.partial(requests.handle, settings=settings)
-        serving = server.Server(listener, handle, limit, log, requests.request_of)
-        serving.run(lambda: click.echo(f"listening at {path}"))
-    finally:
-        # In this order: as long as somebody listens nobody else takes the path for stale.
-        os.unlink(path)
-        listener.close()
 
 
 if __name__ == "__main__":

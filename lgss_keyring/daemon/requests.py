@@ -14,7 +14,7 @@ from lgss_keyring.system.log import Log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lgss_keyring.daemon.server import Peer
+    from lgss_keyring.daemon.peers import Peer
     from lgss_keyring.formats.config import Config
     from lgss_keyring.formats.pipe import Upcall
 
@@ -55,10 +55,11 @@ def request_of(upcall: Upcall, peer: Peer) -> UpcallRequest:
 def handle(upcall: Upcall, peer: Peer, settings: Config) -> bytes:
     """The key payload (docs/protocol.md 7) that answers ``upcall``; every error is one, too."""
     started = time.monotonic()
-    # A worker can put a keyring there that the next one's libkrb5 would look into.
+    # The worker of an earlier request of this uid could have put a keyring into the session
+    # keyring that it shares with lgssd, and libkrb5 would look into that.
     keyrings.leave_session()
-    log = Log(settings.log.level, settings.log.file, started=started)
-    log.bind(uid=upcall.uid, target=f"{upcall.obd_name}@0x{upcall.nid:x}", mech="krb5", peer=peer.uid)
+    log = Log(settings.log.level, settings.log.file, started=started, folder=settings.krb5.ccache_directory)
+    log.bind(uid=upcall.uid, requestor=peer.uid, target=f"{upcall.obd_name}@0x{upcall.nid:x}", mech="krb5")
     limit = settings.upcall.timeout
     try:
         request = request_of(upcall, peer)
@@ -67,7 +68,13 @@ def handle(upcall: Upcall, peer: Peer, settings: Config) -> bytes:
         answer = Answer.of_failure(Failed.by(error))
     failure = answer.failure
     if failure is None:
-        log.event("info", f"established as {answer.initiator}", step="answered", initiator=answer.initiator)
+        # A user's worker is under that user's control, so the name is what it says.
+        established = (
+            f"established; the worker of uid {upcall.uid} claims to be {answer.initiator}"
+            if upcall.uid
+            else f"established as {answer.initiator}"
+        )
+        log.event("info", established, step="answered", initiator=answer.initiator)
     else:
         log.event(
             "warning",

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,26 @@ TARGET = Target(LOOPBACK_NID, 1, "lgss-MDT0000-mdc")
 class Daemon:
     """lgssd in a process of its own."""
 
-    def __init__(self, site: Site, port: int, wrapper: list[str] | None = None, **upcall: Any) -> None:
+    def __init__(
+        self,
+        site: Site,
+        port: int,
+        wrapper: list[str] | None = None,
+        level: str = "debug",
+        more: Mapping[str, Mapping[str, Any]] | None = None,
+        **upcall: Any,
+    ) -> None:
+        """``more``: settings of other sections than [upcall], which has ``upcall``."""
         self.path = str(site.directory / f"lgssd-{time.monotonic_ns()}.socket")
-        settings = {
+        settings: dict[str, dict[str, Any]] = {
+            "log": {"level": level},
             "rpcsec_gss": {"port": port},
             "upcall": {"timeout": 5, **upcall},
             # A record of the pipe does not tell this node's NID, by whose name it is found else.
             "krb5": {"principal": f"lustre_root/{HOST}"},
         }
+        for section, values in (more or {}).items():
+            settings.setdefault(section, {}).update(values)
         with site.upcalls(settings) as upcalls:  # for its configuration; the rule is not needed
             self.config, self.log_file = upcalls.config_file, upcalls.log_file
         command = ["setpriv", "--pdeathsig", "KILL", *(wrapper or [])]

@@ -1,0 +1,169 @@
+"""The connections of lgssd, and who is at their other ends.
+
+*Nothing that a peer sends is ever dropped by the server's process.*  A record may carry
+descriptors, and to drop the last reference of one can wait for as long as its owner likes
+(SO_LINGER, FUSE).  Kernels from 6.16 on refuse them for us.  With older ones each record is looked
+at without taking it (MSG_PEEK), and what a peer leaves behind is closed by a process that exits,
+because an exiting process does not linger.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import struct
+import time
+
+from lgss_keyring.daemon import limits
+from lgss_keyring.formats import pipe
+from lgss_keyring.monitor.worker_process import refuse_descriptors
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CREDENTIALS = struct.Struct("=iII")
+
+
+class DescriptorsError(Exception):
+    """The next record of a peer carries descriptors."""
+
+
+class Peer:
+    """One connection.  ``pid``, ``uid`` and ``gid`` are those that the kernel recorded when it was
+    made (SO_PEERCRED, unix(7))."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        self.pid, self.uid, self.gid = _CREDENTIALS.unpack(raw)
+        self.last_record = time.monotonic()
+        """When its last record was read, or it connected."""
+        self.under_way = 0
+        """How many of its requests are being worked on."""
+        self.waits = False
+        """Whether it has a record that nobody may work on yet."""
+
+    def receive(self) -> bytes:
+        """The next record; empty at the end.  Raises BlockingIOError if there is none, and
+        DescriptorsError, without taking the record, if it carries descriptors."""
+        if self.uid:
+            flags = self.connection.recvmsg(1, 0, socket.MSG_PEEK)[2]
+            if flags & socket.MSG_CTRUNC:
+                raise DescriptorsError
+        # One byte more than a record has, so that a longer one is not taken for one.
+        data = self.connection.recv(pipe.UPCALL_SIZE + 1)
+        self.last_record = time.monotonic()
+        return data
+
+    def answer(self, seq: int, packed: bytes) -> None:
+        """Send a downcall with the key payload ``packed``; it is lost if the peer does not read."""
+        try:
+            self.connection.send(pipe.pack_downcall(seq, packed), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
+            pass
+
+
+class Peers:
+    """All connections.  ``on_record(peer)`` is what ``selector`` has as data of those that are
+    looked at: a peer that waits is not, so that its records stay in its own queue."""
+
+    def __init__(self, selector: selectors.BaseSelector, on_record: Callable[[Peer], None]) -> None:
+        self._selector = selector
+        self._on_record = on_record
+        self._peers: dict[int, Peer] = {}
+        self._closing: set[int] = set()
+
+    def waiting(self) -> list[Peer]:
+        """The peers that wait for their turn."""
+        return [peer for peer in self._peers.values() if peer.waits]
+
+    def welcome(self, connection: socket.socket) -> None:
+        """Take a new connection, or close it if there is no place for it."""
+        refuse_descriptors(connection)
+        connection.setblocking(False)
+        peer = Peer(connection)
+        of_this_user = sum(each.uid == peer.uid for each in self._peers.values())
+        if (peer.uid and of_this_user >= limits.CONNECTIONS_OF_A_USER) or not self._make_room():
+            self._close(peer)
+            return
+        self.add(peer)
+
+    def add(self, peer: Peer) -> None:
+        """Look at ``peer`` from now on."""
+        self._peers[peer.connection.fileno()] = peer
+        self._watch(peer)
+
+    def _watch(self, peer: Peer) -> None:
+        self._selector.register(peer.connection, selectors.EVENT_READ, lambda: self._on_record(peer))
+        peer.waits = False
+
+    def let_wait(self, peer: Peer) -> None:
+        """Leave the record of ``peer`` where it is, until :meth:`resume`."""
+        if not peer.waits:
+            self._selector.unregister(peer.connection)
+            peer.waits = True
+
+    def resume(self, peer: Peer) -> None:
+        """Look at ``peer`` again, if it has waited."""
+        if peer.waits:
+            self._watch(peer)
+
+    def _make_room(self) -> bool:
+        """Whether there is a place for one more.  If need be the ordinary user's connection is
+        closed that has been idle for the longest time."""
+        if len(self._peers) < limits.CONNECTIONS:
+            return True
+        idle = [each for each in self._peers.values() if each.uid and not each.under_way]
+        if idle:
+            self.drop(min(idle, key=lambda each: each.last_record))
+        return bool(idle)
+
+    def drop(self, peer: Peer) -> None:
+        """Close the connection of ``peer``."""
+        del self._peers[peer.connection.fileno()]
+        if not peer.waits:
+            self._selector.unregister(peer.connection)
+        self._close(peer)
+
+    def drop_all(self) -> None:
+        """Close all connections."""
+        for peer in list(self._peers.values()):
+            self.drop(peer)
+
+    def close_others(self, peer: Peer) -> None:
+        """Close, in a process that was forked for ``peer``, the connections of all others."""
+        for other in self._peers.values():
+            if other is not peer:
+                other.connection.close()
+
+    def _close(self, peer: Peer) -> None:
+        # Where the kernel refuses descriptors there is nothing that could linger.
+        if peer.uid and not refuse_descriptors(peer.connection):
+            self._close_in_a_child(peer)
+        else:
+            peer.connection.close()
+
+    def _close_in_a_child(self, peer: Peer) -> None:
+        reader, writer = os.pipe()
+        try:
+            pid = os.fork()
+        except OSError:
+            pid = -1
+        if pid == 0:
+            # This process has the last reference as soon as the server has closed its own, and
+            # the server says so by closing the pipe.
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        if pid > 0:
+            self._closing.add(pid)
+        peer.connection.close()
+        os.close(reader)
+        os.close(writer)
+
+    def reap(self) -> bool:
+        """Wait for the processes that closed connections; whether there are any left."""
+        self._closing = {pid for pid in self._closing if not os.waitpid(pid, os.WNOHANG)[0]}
+        return bool(self._closing)

@@ -1,0 +1,90 @@
+"""Users who hold all workers of lgssd that they can get, and one who comes later."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lgss_keyring.formats import payload
+from tests.support.site import HOST, LOOPBACK_NID, Site
+
+from .lgssd_process import Daemon, upcall
+from .library import Peer
+from .waiting import pace, within
+
+GREEDY = (61370, 61371, 61372)
+FOURTH = 61373
+SILENT_NID = LOOPBACK_NID + 1
+CONNECTIONS, RECORDS = 8, 20
+
+
+@pytest.fixture
+def silent_daemon(site: Site, peer: Peer) -> Iterator[Daemon]:
+    """An lgssd for which the acceptor at 127.0.0.2 accepts connections and says nothing."""
+    more: dict[str, dict[str, Any]] = {
+        "rpcsec_gss": {"reply_timeout": 60, "connect_timeout": 10},
+        "hosts": {"127.0.0.2": HOST},
+    }
+    with socket.create_server(("127.0.0.2", peer.port), backlog=256):
+        daemon = Daemon(site, peer.port, more=more, timeout=60)
+        yield daemon
+        daemon.close()
+
+
+def hold_all(daemon: Daemon, uid: int) -> int:
+    """A process of ``uid`` that asks for far more than its share, at the silent acceptor."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            connections = [daemon.connect() for _ in range(CONNECTIONS)]
+            for seq in range(1, RECORDS + 1):
+                for connection in connections:
+                    connection.settimeout(0)
+                    try:
+                        connection.send(upcall(uid, seq=seq, nid=SILENT_NID).pack())
+                    except BlockingIOError:
+                        pass  # its queue is full
+            os.write(writer, b"x")
+            signal.pause()
+        finally:
+            os._exit(0)
+    os.close(writer)
+    assert os.read(reader, 1)
+    os.close(reader)
+    return pid
+
+
+def test_three_greedy_users_and_a_fourth(site: Site, silent_daemon: Daemon) -> None:
+    """The fourth is answered within 3 s, again and again, while the three hold what they can."""
+    for uid in (*GREEDY, FOURTH):
+        site.kinit(uid)
+    pids = []
+    try:
+        for uid in GREEDY:
+            pids.append(hold_all(silent_daemon, uid))
+        # More they do not get: the last places are for users who have none.
+        assert within(10, lambda: len(silent_daemon.children()) >= 40)
+        time.sleep(0.5)
+        took = []
+        for seq in range(1, 6):
+            started = time.monotonic()
+            said, answer = silent_daemon.ask(upcall(FOURTH, seq=seq).pack())
+            took.append(time.monotonic() - started)
+            assert said == seq and isinstance(answer, payload.ContextPayload)
+        print("the fourth user's answers took", [f"{each:.2f} s" for each in took])
+        assert max(took) < pace(3)
+        assert within(2, lambda: len(silent_daemon.children()) == 40)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
