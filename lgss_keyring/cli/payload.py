@@ -9,7 +9,7 @@ import time
 
 import click
 
-from lgss_keyring.formats.errors import PayloadError
+from lgss_keyring.formats.errors import LgssError, PayloadError
 from lgss_keyring.formats.payload import (
     ENCTYPES,
     PLACEHOLDER,
@@ -19,9 +19,15 @@ from lgss_keyring.formats.payload import (
 )
 from lgss_keyring.system import keys
 
+STDIN_LIMIT = 1 << 16
+"""Bytes that are read from standard input; a payload in hex has at most 10264."""
+
 
 def describe(data: bytes, show_keys: bool = False) -> list[str]:
-    """A payload in lines for a person; raises PayloadError."""
+    """The lines that explain the payload ``data`` to a person.
+
+    ``show_keys``: with the key material, which is a secret.  Raises PayloadError.
+    """
     if data == PLACEHOLDER:
         return ["pending: no answer of the negotiation yet"]
     decoded = unpack(data)
@@ -52,50 +58,48 @@ def describe(data: bytes, show_keys: bool = False) -> list[str]:
     return lines
 
 
-def main() -> None:
-    """``python -m lgss_keyring.cli.payload``."""
+@click.command()
+@click.argument("source", required=False)
+@click.option("--key", type=click.IntRange(1, 2**31 - 1), help="Read the payload of the key of this serial.")
+@click.option("--show-keys", is_flag=True, help="Print the key material as well. It is a secret.")
+def main(source: str | None, key: int | None, show_keys: bool) -> None:
+    """Print the payload of an lgss key for a person.
 
-    @click.command()
-    @click.argument("source", required=False)
-    @click.option(
-        "--key", type=click.IntRange(1, 2**31 - 1), help="Read the payload of the key of this serial."
-    )
-    @click.option("--show-keys", is_flag=True, help="Print the key material as well. It is a secret.")
-    def command(source: str | None, key: int | None, show_keys: bool) -> None:
-        """Print the payload of an lgss key for a person.
-
-        SOURCE is the payload in hex, or - for standard input, in hex or raw, as from
-        `keyctl pipe KEY`.
-        """
-        if (source is None) == (key is None):
-            raise click.UsageError("give either the payload or --key")
-        try:
-            if key is not None:
-                data = keys.read(key)
-            elif source == "-":
-                data = _from_hex(sys.stdin.buffer.read(1 << 16))
-            else:
-                data = _from_hex((source or "").encode(), strict=True)
-            for line in describe(data, show_keys):
-                click.echo(line)
-        except Exception as error:
-            reason = getattr(error, "reason", None)
-            if reason is None:
-                raise
-            click.echo(f"not a payload: {reason}", err=True)
-            sys.exit(1)
-
-    command(prog_name="python -m lgss_keyring.cli.payload")
+    SOURCE is the payload in hex, or - for standard input, in hex or raw, as from
+    `keyctl pipe KEY`.
+    """
+    if (source is None) == (key is None):
+        raise click.UsageError("give either the payload or --key")
+    try:
+        if key is not None:
+            data = keys.read(key)
+        elif source == "-":
+            data = _from_hex_or_raw(sys.stdin.buffer.read(STDIN_LIMIT))
+        else:
+            data = _from_hex((source or "").encode())
+        lines = describe(data, show_keys)
+    except LgssError as error:
+        prefix = "not a payload: " if isinstance(error, PayloadError) else ""
+        click.echo(f"{prefix}{error.reason}", err=True)
+        sys.exit(1)
+    for line in lines:
+        click.echo(line)
 
 
-def _from_hex(text: bytes, strict: bool = False) -> bytes:
+def _from_hex(text: bytes) -> bytes:
+    """The bytes that ``text`` stands for; `:hex:` of keyctl(1) may stand before them."""
     try:
         return bytes.fromhex("".join(text.decode("ascii").removeprefix(":hex:").split()))
     except ValueError as error:
-        if strict:
-            raise PayloadError("it is not hexadecimal") from error
+        raise PayloadError("it is not hexadecimal") from error
+
+
+def _from_hex_or_raw(text: bytes) -> bytes:
+    try:
+        return _from_hex(text)
+    except PayloadError:
         return text
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="python -m lgss_keyring.cli.payload")

@@ -1,4 +1,4 @@
-"""What the kernel key receives, both ways, strictly (docs/protocol.md 7).
+"""The payloads of a key, from bytes and to bytes, strictly (docs/protocol.md 7).
 
 All integers are in host byte order, without padding.
 """
@@ -11,11 +11,17 @@ from lgss_keyring.formats.errors import PayloadError
 from lgss_keyring.formats.record import Record
 
 PLACEHOLDER = b"\0"
+"""The payload of a key whose negotiation has not ended."""
 HANDLE_LIMIT = 1024
+"""Bytes of a context's handle."""
 CONTEXT_LIMIT = 4096
+"""Bytes of a context."""
 VERSION = 2
+"""The version of a krb5 context's layout."""
 INITIATOR, CFX, ACCEPTOR_SUBKEY = 1, 2, 4
+"""The flags of a krb5 context; CFX are the tokens of RFC 4121."""
 KEY_SIZES = {17: 16, 18: 32, 19: 16, 20: 32}
+"""The bytes of a derived key by enctype."""
 ENCTYPES = {
     17: "aes128-cts-hmac-sha1-96",
     18: "aes256-cts-hmac-sha1-96",
@@ -27,26 +33,28 @@ _CONTEXT = struct.Struct("=IIIQIII")
 
 
 class _Reader:
+    """Reads one field after the other; ``name`` is the field's, for the error."""
+
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._at = 0
 
-    def take(self, length: int, what: str) -> bytes:
+    def take(self, length: int, name: str) -> bytes:
         piece = self._data[self._at : self._at + length]
         if len(piece) != length:
-            raise PayloadError(f"{what} has {length} bytes, of which {len(piece)} are there")
+            raise PayloadError(f"{name} has {length} bytes, of which {len(piece)} are there")
         self._at += length
         return piece
 
-    def u32(self, what: str) -> int:
-        value: int = struct.unpack("=I", self.take(4, what))[0]
+    def u32(self, name: str) -> int:
+        value: int = struct.unpack("=I", self.take(4, name))[0]
         return value
 
-    def opaque(self, limit: int, what: str) -> bytes:
-        length = self.u32(f"length of {what}")
+    def opaque(self, limit: int, name: str) -> bytes:
+        length = self.u32(f"length of {name}")
         if not 0 < length <= limit:
-            raise PayloadError(f"{what} has {length} bytes, not 1 to {limit}")
-        return self.take(length, what)
+            raise PayloadError(f"{name} has {length} bytes, not 1 to {limit}")
+        return self.take(length, name)
 
     def end(self) -> None:
         if self._at != len(self._data):
@@ -54,7 +62,7 @@ class _Reader:
 
 
 class ContextPayload(Record):
-    """Success: u32 seq_win (not 0), u32 length, handle, u32 length, ctx."""
+    """A success: u32 ``seq_win`` (not 0), u32 length, ``handle``, u32 length, ``context``."""
 
     _secret = ("context",)
 
@@ -79,9 +87,9 @@ class ContextPayload(Record):
 
 
 class FailurePayload(Record):
-    """Failure: u32 0, s32 negative errno, u32 GSS major status.
+    """A failure: u32 0, s32 negative errno, u32 GSS major status.
 
-    ``rpc_error`` is the positive errno.
+    ``rpc_error`` is the positive errno; ``gss_major`` is 0 where GSS-API was not involved.
     """
 
     rpc_error: int
@@ -95,7 +103,8 @@ class FailurePayload(Record):
 
 
 def unpack(data: bytes) -> ContextPayload | FailurePayload:
-    """Decode a payload; raises PayloadError on trailing bytes, short or over-long fields."""
+    """A payload from its bytes; raises PayloadError for trailing bytes and for fields that are
+    too short, too long or out of range."""
     reader = _Reader(data)
     seq_win = reader.u32("sequence window")
     if seq_win == 0:
@@ -112,8 +121,11 @@ def unpack(data: bytes) -> ContextPayload | FailurePayload:
 
 
 class Krb5Context(Record):
-    """ctx of krb5, version 2: u32 2, u32 endtime (seconds since the epoch), u32 flags,
-    u64 send_seq, u32 enctype, u32 key size, u32 3, Ke, Ki, Kc."""
+    """The context of mechanism krb5, version 2.
+
+    u32 2, u32 ``endtime`` (seconds since the epoch), u32 ``flags``, u64 ``send_seq``, u32
+    ``enctype``, u32 size of a key in bytes, u32 3 (the number of keys), ``ke``, ``ki``, ``kc``.
+    """
 
     _secret = ("ke", "ki", "kc")
 
@@ -140,7 +152,7 @@ class Krb5Context(Record):
 
     @classmethod
     def unpack(cls, data: bytes) -> Krb5Context:
-        """Decode a context; raises PayloadError."""
+        """A context from its bytes; raises PayloadError."""
         if len(data) < _CONTEXT.size:
             raise PayloadError(f"a context has at least {_CONTEXT.size} bytes, not {len(data)}")
         version, endtime, flags, send_seq, enctype, size, count = _CONTEXT.unpack_from(data)

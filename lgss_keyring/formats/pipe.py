@@ -1,4 +1,4 @@
-"""The records of the older pipe upcall (docs/protocol.md 9), native byte order.
+"""The records of the older pipe upcall (docs/protocol.md 9), in native byte order.
 
 upcall, 88 bytes:  u32 seq; u32 uid; u32 gid; u32 svc; u64 nid; char obd[64]
 downcall:          u32 seq; u32 timeout (0); then a key payload as in docs/protocol.md 7
@@ -24,8 +24,8 @@ U32 = 2**32 - 1
 
 
 class Upcall(Record):
-    """A request; ``service`` as callout field 6.  It names no mechanism and no flags: krb5,
-    and ``r`` for uid 0."""
+    """A request.  ``service`` is as in field 6 of callout info.  A record has no mechanism and no
+    flags: the mechanism is krb5, and the flags are ``r`` for uid 0 and none for others."""
 
     seq: int
     uid: int
@@ -46,7 +46,7 @@ class Upcall(Record):
 
     @classmethod
     def unpack(cls, data: bytes) -> Upcall:
-        """Raises RequestError."""
+        """An upcall from its 88 bytes; raises RequestError."""
         if len(data) != UPCALL_SIZE:
             raise RequestError(f"an upcall record of {len(data)} bytes, not {UPCALL_SIZE}")
         seq, uid, gid, service, nid, raw = _UPCALL.unpack(data)
@@ -69,7 +69,7 @@ def pack_downcall(seq: int, packed: bytes) -> bytes:
 
 
 def unpack_downcall(data: bytes) -> tuple[int, payload.ContextPayload | payload.FailurePayload]:
-    """(seq, payload); raises PayloadError."""
+    """The seq and the payload of a downcall; raises PayloadError."""
     if len(data) < _HEAD.size:
         raise PayloadError(f"a downcall of {len(data)} bytes")
     return _HEAD.unpack_from(data)[0], payload.unpack(data[_HEAD.size :])

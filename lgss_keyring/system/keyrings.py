@@ -1,7 +1,7 @@
-"""Operations on keyrings: what every process of ours may do with those in its reach.
+"""Operations on keyrings, for every process of ours, also for those that run as the user.
 
-All but those that answer yes or no raise
-:class:`~lgss_keyring.formats.errors.KeyOperationError` with the kernel's errno.
+:func:`owned` and :func:`has_collection` raise nothing, and :func:`search` returns 0 for an error.
+All others raise :class:`~lgss_keyring.formats.errors.KeyOperationError` with the kernel's errno.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ def link(key: int, keyring: int) -> None:
 
 
 def unlink(key: int, keyring: int) -> None:
-    """Unlink ``key`` from ``keyring``; by type and description (docs/protocol.md 7): another one of
-    that name goes instead if it has taken the place."""
+    """Unlink ``key`` from ``keyring``.
+
+    The kernel looks for its type and description (docs/protocol.md 7): another key of that name
+    is unlinked instead if it has replaced ``key`` there.
+    """
     call(f"unlink key {key}", "keyctl_unlink", (SERIAL, SERIAL), key, keyring)
 
 
@@ -75,7 +78,8 @@ def has_collection(keyring: int) -> bool:
 
 
 def search(keyring: int, key_type: str, description: bytes) -> int:
-    """The serial of a key in ``keyring`` or below it, 0 if there is none in reach."""
+    """The serial of a key in ``keyring`` or in those that are linked in it; 0 if there is none
+    that this process may find."""
     try:
         types = (SERIAL, BYTES, BYTES, SERIAL)
         return call("search", "keyctl_search", types, keyring, key_type.encode(), description, 0)
@@ -89,8 +93,8 @@ def join_session() -> None:
 
 
 def leave_session() -> None:
-    """Have a new session keyring, where there are keyrings at all: containers mostly forbid
-    them, and then there is nothing to leave."""
+    """Have a new session keyring instead of the present one.  Where keyrings are forbidden, as in
+    most containers, there is nothing to leave, and that is no error."""
     try:
         join_session()
     except KeyOperationError as error:
@@ -98,18 +102,17 @@ def leave_session() -> None:
             raise
 
 
-# What unlinking answers for a keyring that is not linked, or that is dead: it is out of
-# reach, as it should be. EACCES is none of these.
+# The errnos of unlinking a keyring that is not linked, or that is dead: it is out of reach, as it
+# should be. After EACCES it may still be linked.
 _OUT_OF_REACH = (errno.ENOENT, errno.EKEYREVOKED, errno.EKEYEXPIRED, errno.ENOKEY)
 
 
 def unlink_requestor(keyrings: tuple[int, ...]) -> None:
     """Take the requestor's keyrings out of our session keyring again.
 
-    Before the machine's credential is looked for: with a user's session keyring
-    linked, root would resolve ``KEYRING:session`` to that user's TGT
-    (docs/protocol.md 10).  A keyring that the front could not link, or that is dead, is no error.  Any other
-    failure is one.
+    This comes before the machine's credential is looked for.  If a user's session keyring were
+    still linked, root would take ``KEYRING:session`` for that user's TGT (docs/protocol.md 10).
+    A keyring that the front could not link, or that is dead, is no error.  Any other failure is.
     """
     for keyring in keyrings:
         if keyring:

@@ -1,7 +1,8 @@
-"""Operations on a key: those that a user's worker must have no way to.
+"""Operations on a key.
 
-For the monitor, for the library sptlrpc and for people's commands.  All raise
-:class:`~lgss_keyring.formats.errors.KeyOperationError` with the kernel's errno.
+They are for the monitor, for the library sptlrpc and for people's commands; no module that runs as
+the user may import them.  All raise :class:`~lgss_keyring.formats.errors.KeyOperationError` with
+the kernel's errno.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import errno
 
 from lgss_keyring.system.libkeyutils import BYTES, SERIAL, SIZE, UNSIGNED, call, fetch
 
-# Answers to an update that mean that nobody waits for this key any more
-# (docs/protocol.md 7): ENOKEY also stands for an invalidated and collected key.
 GONE = frozenset({errno.EKEYREVOKED, errno.EKEYEXPIRED, errno.EACCES, errno.ENOKEY})
+"""The errnos of an update that mean that nobody waits for this key any more (docs/protocol.md 7).
+ENOKEY also stands for a key that was invalidated and collected."""
 
 
 def update(key: int, payload: bytes) -> None:
@@ -32,13 +33,13 @@ def read(key: int) -> bytes:
 
 
 def invalidate(key: int) -> None:
-    """Make ``key``, this very one, vanish from all keyrings, its name free again."""
+    """Make ``key`` vanish from all keyrings, so that its name is free again."""
     call(f"invalidate key {key}", "keyctl_invalidate", (SERIAL,), key)
 
 
 def request(description: str, callout: str, keyring: int) -> int:
-    """The serial of a ``user`` key, found or made by an upcall with ``callout``, and linked
-    into ``keyring``: request_key(2)."""
+    """The serial of the ``user`` key ``description``, by request_key(2): it is found, or made by
+    an upcall with ``callout``, and it is linked into ``keyring``."""
     types: tuple[type, ...] = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, SERIAL)
     name = description.encode()
     return call(f"get key {description}", "request_key", types, b"user", name, callout.encode(), keyring)

@@ -1,8 +1,8 @@
-"""The one way from this package to libkeyutils, by ctypes.
+"""The binding to libkeyutils, by ctypes, of all but the front.
 
-The front has its own binding (:mod:`lgss_keyring.front.keyctl`), as it loads nothing else.
-python-keyutils, which this replaces, lacks half of the calls, and its last release does not
-compile with today's tools.
+The front has a binding of its own (:mod:`lgss_keyring.front.keyctl`), because it loads nothing of
+ours outside its folder.  python-keyutils is not used: it lacks half of the calls, and its last
+release does not compile with today's tools.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ SIZE = ctypes.c_size_t
 
 
 def call(doing: str, name: str, types: tuple[type, ...], *arguments: object) -> int:
-    """What the C function ``name`` returns for ``arguments`` of C ``types``.
+    """Call the C function ``name`` with ``arguments``, whose C types are ``types``.
 
-    Raises KeyOperationError with the kernel's errno, ``doing`` in its words ("update key 5").
+    Returns what it returns.  Raises KeyOperationError with the kernel's errno; ``doing`` says in
+    its reason what could not be done ("update key 5").
     """
     function = getattr(_library, name)
     function.argtypes = types
@@ -37,10 +38,10 @@ def call(doing: str, name: str, types: tuple[type, ...], *arguments: object) -> 
 
 
 def fetch(doing: str, name: str, key: int) -> bytes:
-    """All that ``name``, a function of (serial, buffer, size), has for ``key``; raises
-    KeyOperationError.  The kernel copies nothing where the buffer is too small, and what is
-    read may grow meanwhile."""
+    """All bytes that the C function ``name`` of (serial, buffer, size) gives for ``key``; raises
+    KeyOperationError."""
     size = 256
+    # The kernel copies nothing if the buffer is too small, and what is read may grow meanwhile.
     while True:
         buffer = ctypes.create_string_buffer(size)
         length = call(doing, name, (SERIAL, BYTES, SIZE), key, buffer, size)

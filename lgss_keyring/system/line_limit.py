@@ -42,8 +42,15 @@ class Hidden(Record):
 
 
 class Verdict(Record):
-    """What becomes of a line: ``shown`` or not; ``last``: the next ones of this window are not
-    shown; ``hidden``: what was not shown of an earlier window and has not been told."""
+    """What becomes of a line.
+
+    ``shown``
+        whether it is written.
+    ``last``
+        it is the last one of its window that is.
+    ``hidden``
+        what was not written of an earlier window, and is to be reported now.
+    """
 
     shown: bool
     last: bool = False
@@ -69,7 +76,7 @@ def count(folder: str, uid: int, for_machine: bool, limit: int) -> Verdict:
         locked = _lock(descriptor, at)
         verdict, slot = _judge(os.pread(descriptor, _SLOT.size, at), owner, limit)
         if not locked:
-            # Nothing can be written, so an earlier window's lines are told by the next process.
+            # The slot cannot be changed, so the next process reports what was hidden before.
             return Verdict(verdict.shown)
         if slot:
             os.pwrite(descriptor, slot, at)
@@ -108,12 +115,12 @@ def _judge(slot: bytes, owner: int, limit: int) -> tuple[Verdict, bytes]:
     now = int(time.monotonic() * 1000)
     # Beyond the end of the file, or never written: zeros.
     before, start, lines, hidden = _SLOT.unpack(slot.ljust(_SLOT.size, b"\0"))
-    untold = None
+    unreported = None
     # A start in the future was written before the machine was started again.
     if not before or not 0 <= now - start < LOG_WINDOW * 1000:
         if before and hidden:
             uid, for_machine = divmod(before - 1, 2)
-            untold = Hidden(uid, bool(for_machine), hidden, max(now - start, 0) / 1000)
+            unreported = Hidden(uid, bool(for_machine), hidden, max(now - start, 0) / 1000)
         before, start, lines, hidden = owner, now, 0, 0
     if before != owner:
         return Verdict(True), b""
@@ -122,5 +129,5 @@ def _judge(slot: bytes, owner: int, limit: int) -> tuple[Verdict, bytes]:
         lines += 1
     else:
         hidden = min(hidden + 1, 2**32 - 1)
-    verdict = Verdict(shown, shown and lines == limit, untold)
+    verdict = Verdict(shown, shown and lines == limit, unreported)
     return verdict, _SLOT.pack(owner, start, lines, hidden)

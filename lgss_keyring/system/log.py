@@ -102,8 +102,8 @@ class Log:
         self._write(level, message, values)
 
     def _count(self, requestor: int, for_machine: bool) -> tuple[bool, str]:
-        """Whether one more line of ``requestor`` is shown, and what is added to its text; tells
-        what was hidden before."""
+        """Whether one more line of ``requestor`` is shown, and what is added to its text.
+        Reports what was hidden before."""
         # Only here, because requests of root need none of it.
         from lgss_keyring.system import line_limit
 
