@@ -1,6 +1,7 @@
-"""The configuration's shape, with defaults that need no file; see lgss_keyring.toml(5).
+"""The configuration's shape: each setting with its type, its default and what it may be.
 
-:mod:`lgss_keyring.system.config_file` reads the file.
+A machine with a keytab needs no file: every setting has a default.  lgss_keyring.toml(5) explains
+the settings, and :mod:`lgss_keyring.system.config_file` reads the file.
 """
 
 from __future__ import annotations
@@ -11,34 +12,62 @@ from lgss_keyring.formats.record import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
+    from typing import Any, ClassVar
+
+    Allowed = range | tuple[str, ...] | type["AbsolutePath"]
+    """The numbers, the words or the kind of text that a setting may be."""
 
 
-class Log(Record):
-    """Section [log]."""
+class AbsolutePath:
+    """In :attr:`Section.allowed`: the setting is an absolute path, or empty."""
+
+
+SECONDS = range(1, 3601)
+U32 = range(2**32)
+
+
+class Section(Record):
+    """A section of the file; its fields are the settings.
+
+    ``allowed`` says which values they may have.  Each number is in it; a text or a truth value
+    that is not may be any.
+    """
+
+    if TYPE_CHECKING:
+        allowed: ClassVar[Mapping[str, Allowed]]
+    else:
+        allowed = {}
+
+
+class Log(Section):
+    """[log]: ``file``, to which each line is appended (empty: none), and the least urgent
+    ``level`` that is written."""
 
     file: str = ""
     level: str = "info"
+    allowed = {"file": AbsolutePath, "level": ("error", "warning", "info", "debug")}
 
 
-class Upcall(Record):
-    """Section [upcall]; ``timeout`` in seconds; ``containers``: whether processes in other
-    mount or network namespaces are served."""
+class Upcall(Section):
+    """[upcall]: the ``timeout`` of a negotiation in seconds; ``containers``: whether processes in
+    other mount or network namespaces are served."""
 
     timeout: int = 30
     containers: bool = True
+    allowed = {"timeout": SECONDS}
 
 
-class Krb5(Record):
-    """Section [krb5]; empty: ``config`` as libkrb5 finds it, ``ccache`` root's default
-    one, ``principal`` by docs/protocol.md 4.  ``ccache_directory`` is where we keep machine
-    tickets; made if its parent is there."""
+class Krb5(Section):
+    """[krb5].  Empty means for ``config`` the file that libkrb5 finds, for ``ccache`` root's
+    default cache, and for ``principal`` what docs/protocol.md 4 says.  ``ccache_directory`` is
+    where our own files are; it is made if the folder above it is there."""
 
     config: str = ""
     keytab: str = "/etc/krb5.keytab"
     ccache: str = ""
     principal: str = ""
     ccache_directory: str = "/run/lgss"
+    allowed = {"config": AbsolutePath, "ccache_directory": AbsolutePath}
 
 
 class ContainerKrb5(Krb5):
@@ -46,42 +75,52 @@ class ContainerKrb5(Krb5):
     already open, and no cache of this host may be used."""
 
 
-class Names(Record):
-    """Section [names]: how a NID becomes the host name of a service principal.
+class Names(Section):
+    """[names]: how a NID becomes the host name of a service principal.
 
-    ``reverse_dns``: ask the resolver where [hosts] does not know; ``canonicalize``: let
-    libkrb5 do with the name what krb5.conf says; ``timeout`` in seconds for one name;
-    ``program`` for networks of type ptl4 (docs/protocol.md 3).
+    ``reverse_dns``: the resolver is asked where [hosts] does not know; ``canonicalize``: libkrb5
+    may change the name as krb5.conf says; ``timeout`` in seconds for one name; ``program`` for
+    networks of type ptl4 (docs/protocol.md 3).
     """
 
     reverse_dns: bool = True
     canonicalize: bool = True
     timeout: int = 10
     program: str = "/etc/lustre/nid2hostname"
+    allowed = {"timeout": SECONDS, "program": AbsolutePath}
 
 
-class Lustre(Record):
-    """Section [lustre]: ``parameters`` the directory of Lustre's parameters (empty: where
-    docs/protocol.md 6 says), ``reply_timeout`` in seconds for one write to init_channel."""
+class Lustre(Section):
+    """[lustre]: ``parameters``, the directory of Lustre's parameters (empty: where
+    docs/protocol.md 6 says), and ``reply_timeout`` in seconds for one write to init_channel."""
 
     parameters: str = ""
     reply_timeout: int = 100
+    allowed = {"parameters": AbsolutePath, "reply_timeout": SECONDS}
 
 
-class RpcsecGss(Record):
-    """Section [rpcsec_gss]; timeouts in seconds."""
+class RpcsecGss(Section):
+    """[rpcsec_gss]: how acceptors are reached for keys of type ``user``; timeouts in seconds."""
 
     program: int = 0x20004C47
     version: int = 1
     port: int = 20988
     connect_timeout: int = 5
     reply_timeout: int = 10
+    allowed = {
+        "program": U32,
+        "version": U32,
+        "port": range(1, 65536),
+        "connect_timeout": SECONDS,
+        "reply_timeout": SECONDS,
+    }
 
 
-class Sptlrpc(Record):
-    """Section [sptlrpc]: ``policy`` of programs that do not choose one themselves."""
+class Sptlrpc(Section):
+    """[sptlrpc]: the ``policy`` of programs that do not choose one themselves."""
 
     policy: str = "keyring"
+    allowed = {"policy": ("keyring", "pipe")}
 
 
 class Config(Record):
@@ -106,69 +145,55 @@ SECTIONS: dict[str, type[Log | Upcall | Krb5 | RpcsecGss | Names | Lustre | Sptl
     "lustre": Lustre,
     "sptlrpc": Sptlrpc,
 }
-RANGES = {
-    ("upcall", "timeout"): (1, 3600),
-    ("rpcsec_gss", "program"): (0, 2**32 - 1),
-    ("rpcsec_gss", "version"): (0, 2**32 - 1),
-    ("rpcsec_gss", "port"): (1, 65535),
-    ("rpcsec_gss", "connect_timeout"): (1, 3600),
-    ("rpcsec_gss", "reply_timeout"): (1, 3600),
-    ("names", "timeout"): (1, 3600),
-    ("lustre", "reply_timeout"): (1, 3600),
-}
-CHOICES = {
-    ("log", "level"): ("error", "warning", "info", "debug"),
-    ("sptlrpc", "policy"): ("keyring", "pipe"),
-}
-PATHS = {
-    ("log", "file"),
-    ("krb5", "config"),
-    ("krb5", "ccache_directory"),
-    ("names", "program"),
-    ("lustre", "parameters"),
-}
-KINDS = {int: "a whole number", str: "a string in quotes", bool: "true or false"}
+_TYPES = {int: "a whole number", str: "a string in quotes", bool: "true or false"}
 
 
-def checked(document: Mapping[str, Any], where: str) -> Config:
-    """The configuration in a TOML document; ``where`` names its file.  Raises ConfigError:
-    unknown sections or keys, wrong values."""
+def checked(document: Mapping[str, Any], path: str) -> Config:
+    """The configuration in a TOML document that was read from ``path``.
+
+    Raises ConfigError: unknown sections or keys, wrong values.
+    """
     values: dict[str, Any] = {}
-    for section, table in document.items():
-        if section not in Config._fields:
-            raise ConfigError(f"{where}: unknown section [{section}]; known: {', '.join(Config._fields)}")
+    for name, table in document.items():
+        if name not in Config._fields:
+            raise ConfigError(f"{path}: unknown section [{name}]; known: {', '.join(Config._fields)}")
         if not isinstance(table, dict):
-            raise ConfigError(f"{where}: {section} is a section, not a value")
-        if section == "hosts":
-            for name, host in table.items():
-                if not isinstance(host, str) or not host or not host.isprintable():
-                    raise ConfigError(f"{where}: [hosts] {name!r}: a host name in quotes is needed")
-            values[section] = table
+            raise ConfigError(f"{path}: {name} is a section, not a value")
+        if name == "hosts":
+            _check_hosts(table, path)
+            values[name] = table
             continue
-        record = SECTIONS[section]
-        for name, value in table.items():
-            _check_value(section, record, name, value, where)
-        values[section] = record(**table)
+        section = SECTIONS[name]
+        for key, value in table.items():
+            if key not in section._fields:
+                known = ", ".join(section._fields)
+                raise ConfigError(f"{path}: unknown key {key} in [{name}]; known: {known}")
+            if needed := _what_is_needed(section, key, value):
+                raise ConfigError(f"{path}: [{name}] {key}: {needed}")
+        values[name] = section(**table)
     return Config(**values)
 
 
-def _check_value(section: str, record: type[Record], name: str, value: object, where: str) -> None:
-    if name not in record._fields:
-        known = ", ".join(record._fields)
-        raise ConfigError(f"{where}: unknown key {name} in [{section}]; known: {known}")
-    wanted = type(getattr(record, name))
+def _check_hosts(table: Mapping[str, Any], path: str) -> None:
+    for name, host in table.items():
+        if not isinstance(host, str) or not host or not host.isprintable():
+            raise ConfigError(f"{path}: [hosts] {name!r}: a host name in quotes is needed")
+
+
+def _what_is_needed(section: type[Section], key: str, value: object) -> str:
+    """What ``value`` should be instead; empty if it may be the value of ``key``."""
+    # bool is a subclass of int, so isinstance would take true for a number.
+    wanted = type(getattr(section, key))
     if type(value) is not wanted:
-        raise ConfigError(f"{where}: [{section}] {name}: {KINDS[wanted]} is needed")
+        return f"{_TYPES[wanted]} is needed"
+    allowed = section.allowed.get(key)
     if isinstance(value, str) and not value.isprintable():
-        # A NUL would end the name early in C and be a ValueError in os.open.
-        raise ConfigError(f"{where}: [{section}] {name}: {value!a} has characters that do not print")
-    if wanted is int:
-        assert isinstance(value, int)
-        low, high = RANGES[section, name]
-        if not low <= value <= high:
-            raise ConfigError(f"{where}: [{section}] {name}: {low} to {high} is possible, not {value}")
-    choices = CHOICES.get((section, name))
-    if choices and value not in choices:
-        raise ConfigError(f"{where}: [{section}] {name}: one of {', '.join(choices)}, not {value!a}")
-    if (section, name) in PATHS and value and not str(value).startswith("/"):
-        raise ConfigError(f"{where}: [{section}] {name}: an absolute path is needed")
+        # A NUL would end the name early in C, and be a ValueError in os.open.
+        return f"{value!a} has characters that do not print"
+    if isinstance(allowed, range) and value not in allowed:
+        return f"{allowed[0]} to {allowed[-1]} is possible, not {value}"
+    if isinstance(allowed, tuple) and value not in allowed:
+        return f"one of {', '.join(allowed)}, not {value!a}"
+    if allowed is AbsolutePath and value and not str(value).startswith("/"):
+        return "an absolute path is needed"
+    return ""

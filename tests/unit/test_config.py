@@ -74,6 +74,14 @@ def test_mistakes_are_named(tmp_path: Path, text: str, words: str) -> None:
         load(tmp_path, text)
 
 
+def test_every_number_has_a_range() -> None:
+    for section in config.SECTIONS.values():
+        assert set(section.allowed) <= set(section._fields)
+        for key in section._fields:
+            if type(getattr(section, key)) is int:
+                assert isinstance(section.allowed[key], range)
+
+
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o602])
 def test_a_file_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
     with pytest.raises(ConfigError, match="others may write"):

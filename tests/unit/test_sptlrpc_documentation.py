@@ -34,7 +34,7 @@ def test_every_option_is_documented_with_its_default(policy: str) -> None:
 
 
 def test_policies_of_the_configuration_are_those_of_the_registry() -> None:
-    assert config.CHOICES["sptlrpc", "policy"] == tuple(sptlrpc.POLICIES)
+    assert config.Sptlrpc.allowed["policy"] == tuple(sptlrpc.POLICIES)
 
 
 @pytest.mark.parametrize("policy", sptlrpc.POLICIES)
