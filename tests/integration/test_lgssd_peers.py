@@ -108,7 +108,7 @@ def inodes(pid: int) -> set[str]:
 
 
 def test_worker_has_nothing_of_the_servers(site: Site, daemon: Daemon) -> None:
-    """It is to be taken for its user: no connection, event queue or pipe of ours is his."""
+    """It is taken for its user, so it has no connection, event queue or pipe of the server."""
     site.kinit()
     site.realm.pause_kdc()
     try:
