@@ -9,6 +9,7 @@ from lgss_keyring.formats.callout import UpcallRequest
 from lgss_keyring.formats.errors import LgssError
 from lgss_keyring.formats.outcome import Answer, Failed
 from lgss_keyring.monitor import service
+from lgss_keyring.monitor.deadline import Deadline
 from lgss_keyring.system import keyrings
 from lgss_keyring.system.log import Log
 
@@ -63,7 +64,8 @@ def handle(upcall: Upcall, peer: Peer, settings: Config) -> bytes:
     limit = settings.upcall.timeout
     try:
         request = request_of(upcall, peer)
-        answer = service.serve(request, settings, 0, started + limit, f"{limit} s", "[upcall] timeout", log)
+        deadline = Deadline(started + limit, limit, "[upcall] timeout")
+        answer = service.serve(request, settings, 0, deadline, log)
     except LgssError as error:
         answer = Answer.of_failure(Failed.by(error))
     failure = answer.failure

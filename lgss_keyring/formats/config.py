@@ -49,12 +49,14 @@ class Log(Section):
 
 
 class Upcall(Section):
-    """[upcall]: the ``timeout`` of a negotiation in seconds; ``containers``: whether processes in
-    other mount or network namespaces are served."""
+    """[upcall]: the ``timeout`` of a negotiation in seconds; ``machine_wait``: seconds that a
+    request for the machine's credential may take before its key is instantiated;
+    ``containers``: whether processes in other mount or network namespaces are served."""
 
     timeout: int = 30
+    machine_wait: int = 10
     containers: bool = True
-    allowed = {"timeout": SECONDS}
+    allowed = {"timeout": SECONDS, "machine_wait": range(1, 61)}
 
 
 class Krb5(Section):

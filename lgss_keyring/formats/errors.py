@@ -135,7 +135,8 @@ class LgssError(Exception):
     ``reason`` is one sentence for an administrator, without secrets; ``errno`` a
     positive errno (default by class); ``major`` a GSS major status or 0;
     ``hint`` what to do, one sentence or empty; ``kind`` a short stable
-    word for logs and tests.
+    word for logs and tests; ``cache`` the path of the credential cache whose change may
+    end it, or empty.
     """
 
     default_errno: ClassVar[int] = errno.EIO
@@ -151,6 +152,7 @@ class LgssError(Exception):
         major: int | None = None,
         hint: str | None = None,
         kind: str | None = None,
+        cache: str = "",
     ) -> None:
         super().__init__(reason)
         self.reason = reason
@@ -158,6 +160,7 @@ class LgssError(Exception):
         self.major = self.default_major if major is None else major
         self.hint = self.default_hint if hint is None else hint
         self.kind = self.default_kind if kind is None else kind
+        self.cache = cache
 
     def __str__(self) -> str:
         return f"{self.reason}; {self.hint}" if self.hint else self.reason

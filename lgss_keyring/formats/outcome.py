@@ -29,19 +29,20 @@ class Established(Record):
 
 class Failed(Record):
     """Why there is none: a positive errno, a GSS major status (0: none), and the
-    words of :class:`~lgss_keyring.formats.errors.LgssError`."""
+    words of :class:`~lgss_keyring.formats.errors.LgssError`; ``cache`` as there."""
 
     errno: int
     major: int
     kind: str
     reason: str
     hint: str = ""
+    cache: str = ""
 
     @classmethod
     def by(cls, error: BaseException) -> Failed:
         """The outcome of an exception, foreign ones included."""
         if isinstance(error, LgssError):
-            return cls(error.errno, error.major, error.kind, error.reason, error.hint)
+            return cls(error.errno, error.major, error.kind, error.reason, error.hint, error.cache)
         if number := shortage(error):
             return cls(
                 number, 0, Kind.RESOURCES, f"this machine is short of something: {error}", SHORTAGE_HINT

@@ -12,11 +12,13 @@ A message is one byte of kind and its body, integers in host byte order.  From t
                                                message, sent while the worker is still
                                                root and has parsed nothing
     S  level (1 byte: d, i, w), text           a step, for the log
+    C                                          the initiator's credential is there: once,
+                                               before the first token
     T  token                                   to be carried to the Lustre server; the
                                                worker waits for the answer
     E  u32 endtime, u16 length, key payload (docs/protocol.md 7), initiator's name
                                                established: the last message
-    F  u32 errno, u32 GSS major, kind NUL reason NUL hint
+    F  u32 errno, u32 GSS major, kind NUL reason NUL hint NUL cache
                                                failed: the last message
 
 and to it, one for each T:
@@ -46,6 +48,7 @@ TOKEN_LIMIT = 16384
 6), and says E2BIG of the rest itself."""
 TEXT_LIMIT = 1000
 STEP_LIMIT = 64
+CREDENTIAL_READY = b"C"
 TOKENS_LIMIT = 24
 _LEVELS = {b"d": "debug", b"i": "info", b"w": "warning"}
 _ESTABLISHED = struct.Struct("=cIH")
@@ -74,7 +77,7 @@ def pack_outcome(outcome: Established | Failed) -> bytes:
         packed = payload.ContextPayload(outcome.seq_window, outcome.handle, outcome.context).pack()
         name = outcome.initiator.encode("utf-8", "replace")[:TEXT_LIMIT]
         return _ESTABLISHED.pack(b"E", outcome.endtime, len(packed)) + packed + name
-    texts = (outcome.kind, outcome.reason, outcome.hint)
+    texts = (outcome.kind, outcome.reason, outcome.hint, outcome.cache)
     cut = [text.replace("\0", "").encode("utf-8", "replace")[:TEXT_LIMIT] for text in texts]
     return _FAILED.pack(b"F", outcome.errno, outcome.major) + b"\0".join(cut)
 
@@ -82,6 +85,10 @@ def pack_outcome(outcome: Established | Failed) -> bytes:
 def pack_group(gid: int) -> bytes:
     """A G message."""
     return b"G" + gid.to_bytes(4, sys.byteorder)
+
+
+class CredentialReady(Record):
+    """A C message."""
 
 
 class Token(Record):
@@ -96,11 +103,13 @@ class Group(Record):
     gid: int
 
 
-def unpack(message: bytes) -> tuple[str, str] | Token | Group | Answer:
+def unpack(message: bytes) -> tuple[str, str] | CredentialReady | Token | Group | Answer:
     """A worker's message, a step as (level, text); raises ProtocolError."""
     try:
         if message[:1] == b"S" and len(message) <= 2 + TEXT_LIMIT:
             return _LEVELS[message[1:2]], message[2:].decode("utf-8", "replace")
+        if message == CREDENTIAL_READY:
+            return CredentialReady()
         if message[:1] == b"T" and 1 < len(message) <= 1 + TOKEN_LIMIT:
             return Token(message[1:])
         if message[:1] == b"G" and len(message) == 5:
@@ -128,11 +137,11 @@ def unpack(message: bytes) -> tuple[str, str] | Token | Group | Answer:
 def unpack_failed(message: bytes) -> Failed:
     """The outcome in an F message; raises ValueError or struct.error."""
     _, number, major = _FAILED.unpack_from(message)
-    kind, reason, hint = message[_FAILED.size :].split(b"\0")
-    if not 0 < number < 4096 or max(len(kind), len(reason), len(hint)) > TEXT_LIMIT:
+    texts = message[_FAILED.size :].split(b"\0")
+    kind, reason, hint, cache = (text.decode("utf-8", "replace") for text in texts)
+    if not 0 < number < 4096 or max(map(len, texts)) > TEXT_LIMIT:
         raise ValueError("errno or text")
-    texts = (text.decode("utf-8", "replace") for text in (kind, reason, hint))
-    return Failed(number, major, *texts)
+    return Failed(number, major, kind, reason, hint, cache)
 
 
 def pack_reply(status: int, reply: bytes) -> bytes:

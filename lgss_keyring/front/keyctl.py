@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 
 KEY_SPEC_SESSION_KEYRING = -3
 
@@ -23,7 +24,9 @@ _bytes = ctypes.c_char_p
 _size = ctypes.c_size_t
 
 
-def _call(name: str, types: tuple[type, ...], *arguments: int | bytes | None) -> int:
+def _call(
+    name: str, types: tuple[type, ...], *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None
+) -> int:
     # Bound at the call, not at import: the front makes six of these calls, each
     # once, and need not pay for preparing the others.
     function = getattr(_keyutils, name)
@@ -81,6 +84,22 @@ def update(key: int, payload: bytes) -> None:
 def read(key: int) -> int:
     """The size in bytes of what ``key`` holds: keyctl_read(3) with no buffer."""
     return _call("keyctl_read", (_serial, _bytes, _size), key, None, 0)
+
+
+def members(keyring: int, limit: int) -> list[int]:
+    """The serials of what is linked in ``keyring``; none if there are more than ``limit``."""
+    buffer = ctypes.create_string_buffer(4 * limit)
+    length = _call("keyctl_read", (_serial, _bytes, _size), keyring, buffer, len(buffer))
+    # The kernel copies nothing where the buffer is too small.
+    data = buffer.raw[:length] if length <= len(buffer) else b""
+    return [int.from_bytes(data[at : at + 4], sys.byteorder) for at in range(0, len(data), 4)]
+
+
+def describe(key: int) -> bytes:
+    """type;uid;gid;permissions;description of ``key``, cut after 200 bytes."""
+    buffer = ctypes.create_string_buffer(200)
+    _call("keyctl_describe", (_serial, _bytes, _size), key, buffer, len(buffer))
+    return buffer.value
 
 
 def alarm(seconds: int) -> None:

@@ -1,21 +1,24 @@
 """What the front does when there is nothing to negotiate.
 
-Away from the front itself, because that is compiled at every upcall.  Imports as
-little as the front does: it must work when the rest of the installation does not.
+Apart from :mod:`.main`, which loads this when it is needed only.  Imports nothing outside
+this folder: it must work when the rest of the installation does not.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import sys
+import time
 
-from lgss_keyring.formats.errors import SHORTAGE_HINT, shortage
-from lgss_keyring.front import keyctl
+from lgss_keyring.front import answer, keyctl
+from lgss_keyring.front.arguments import DEFAULT_TIMEOUT, Call
+from lgss_keyring.front.word import NoWordError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from lgss_keyring.front.arguments import LogRefusal
 
 USAGE = """\
 usage: lgss_keyring [-R REALM] [--config FILE] [--timeout SECONDS]
@@ -33,62 +36,57 @@ Negotiates a GSS context for a key that request_key(2) is making. Run by
 
 See lgss_keyring(8).
 """
-OPTIONS = ("-R", "--realm", "--config", "--timeout")
-# Long enough for the requestor to see it, too short to outlive a repair. Not 1: the kernel
-# counts whole seconds, and what is made at the end of one would be gone before the
-# requestor has looked (seen: 1 of 100 got ENOKEY instead of our error).
-REJECTED_LIFE = 2
-FAILURE_LIFE = 2
+SHORTAGE = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT})
+"""As in :mod:`lgss_keyring.formats.errors`, which this folder must not import; a test
+compares the two."""
 PATIENCE = 5.0
-# The default --timeout.
-LIMIT = 30
+"""Seconds that the last resort tries to bring its answer to the key."""
 KILLED = (
     "not even instantiated: lgss_keyring was killed, by its alarm (--timeout) or for want of memory; "
     "this machine is overloaded"
 )
+CHILD_KILLED = "the process to serve it was killed"
 
 
-def refuse(arguments: Sequence[str], error: Exception) -> int:
-    """Reject the key that ``arguments`` name, if they name one of ours, and say why.
+def refuse(given: Sequence[str], call: Call, error: Exception, log_refusal: LogRefusal) -> int:
+    """Reject the key that ``call`` names, if it names one of ours, and say why.
 
-    ``error`` is what stopped the front: an ``OSError`` of its own calls, or a
-    ``ValueError`` for arguments that :func:`why` finds the words for.  Returns the
+    ``error`` is what stopped the front: an ``OSError`` of its own calls, a ``NoWordError``
+    if its child has ended, or a ``ValueError`` for arguments that are wrong.  Returns the
     exit status: 0 for ``--help``, 2 for wrong usage by hand, else 1.
     """
-    if arguments and arguments[0] in ("-h", "--help"):
+    if given and given[0] in ("-h", "--help"):
         os.write(1, USAGE.encode())
         return 0
-    if isinstance(error, ValueError):
-        keyctl.alarm(LIMIT)  # the front's own is set when the arguments are found to be good
-    number = errno.EINVAL
-    kind, hint = "bad-arguments", "check the line in /etc/request-key.d that runs lgss_keyring"
-    key = _serial(arguments)
+    key = call.serial
     if isinstance(error, BrokenPipeError):
         return _orphaned(key, error)
     if isinstance(error, OSError):
-        number = error.errno or errno.EIO
-        reason = f"{error.filename or 'fork'}: {os.strerror(number)}"
-        if shortage(error):
-            kind, hint = "resources", SHORTAGE_HINT
+        number = _shortage(error) or error.errno or errno.EIO
+        reason = f"{error.filename or 'fork'}: {error.strerror}"
+    elif isinstance(error, NoWordError):
+        number, reason = errno.ENOMEM, CHILD_KILLED
     else:
-        reason = why(arguments)
+        keyctl.alarm(DEFAULT_TIMEOUT)  # the front sets its own for good arguments only
+        number = errno.EINVAL
+        reason = call.wrong()
     if key:
         try:
             keyctl.assume_authority(key)
-            keyctl.reject(key, REJECTED_LIFE, number)
+            keyctl.reject(key, answer.FAILURE_LIFE, number)
         except OSError as failure:
             reason += f"; and key {key} is not ours to reject: {failure.strerror}"
     if os.isatty(2):
         os.write(2, f"lgss_keyring: {reason}\n{USAGE}".encode())
         return 2
-    _log(key, arguments, kind, f"refused: {reason}; {hint}", number)
+    _log(key, call, f"refused: {reason}", number, log_refusal)
     return 1
 
 
 def _orphaned(key: int, error: OSError) -> int:
-    """Nobody reads the front's word to its child: that was killed, and ``key`` is
-    instantiated, so nothing but an update ends it.  Not by us, for whose end the kernel
-    waits before it takes one."""
+    """Nobody reads the front's word to its child: the child was killed, and ``key`` is
+    instantiated, so nothing but an update ends it.  A new process makes the update, because
+    the kernel takes none before the front has ended."""
     try:
         if os.fork() == 0:
             try:
@@ -100,27 +98,7 @@ def _orphaned(key: int, error: OSError) -> int:
     return 1
 
 
-def why(arguments: Sequence[str]) -> str:
-    """In words what is wrong with the arguments of a call."""
-    words = list(arguments)
-    while words and words[0].startswith("-"):
-        if words[0] not in OPTIONS or len(words) < 2:
-            return f"unknown or incomplete option {words[0]!a:.40}"
-        if words[0] == "--timeout" and not (words[1].isdecimal() and 1 < int(words[1][:6]) <= 3600):
-            return f"--timeout takes 2 to 3600 seconds, not {words[1]!a:.40}"
-        words = words[2:]
-    if len(words) != 10:
-        return f"10 arguments are needed from `create` on, {len(words)} were given"
-    if words[0] != "create":
-        return f"operation {words[0]!a:.40} is not `create`"
-    if words[2] not in ("lgssc", "user"):
-        return f"a key of type {words[2]!a:.40} is not ours"
-    if words[2] == "user" and not words[3].startswith("lgss:"):
-        return f"a user key named {words[3]!a:.60} is not ours: those begin with lgss:"
-    return f"key serial {words[1]!a:.40} is not a positive number"
-
-
-def instantiated(key: int, arguments: Sequence[str]) -> bool:
+def instantiated(key: int, call: Call, log_refusal: LogRefusal) -> bool:
     """Whether there is a key to serve although the front has not said so.
 
     A front that refuses has rejected the key and logged why.  One that was killed (by
@@ -132,11 +110,12 @@ def instantiated(key: int, arguments: Sequence[str]) -> bool:
         # Waits while the key is under construction: until the kernel has seen the front end.
         keyctl.read(key)
     except OSError as error:
-        # These two are found out behind the key's state (docs/protocol.md 7: no read for lgssc).
+        # The kernel finds these two out after it has looked at the key's state (docs/protocol.md 7:
+        # no read for lgssc).
         if error.errno in (errno.EOPNOTSUPP, errno.EACCES):
             return True
         if error.errno == errno.ENOKEY:
-            _log(key, arguments, "killed", KILLED, error.errno)
+            _log(key, call, KILLED, error.errno, log_refusal)
         return False
     return True
 
@@ -144,27 +123,10 @@ def instantiated(key: int, arguments: Sequence[str]) -> bool:
 def last_resort(key: int, error: BaseException) -> None:
     """Answer the key when the package itself cannot be loaded, with ELIBACC; or when there
     is no memory, or no process, to do anything better with, with ENOMEM."""
-    number, advice = errno.ELIBACC, "reinstall lgss_keyring"
-    if isinstance(error, BrokenPipeError):
-        number, advice = errno.ENOMEM, f"the process to serve it was killed; {SHORTAGE_HINT}"
-    elif short := shortage(error):
-        number, advice = short, SHORTAGE_HINT
-    # The failure payload of docs/protocol.md 7: u32 0, s32 -errno, u32 no GSS status.
-    failure = bytes(4) + (-number).to_bytes(4, sys.byteorder, signed=True) + bytes(4)
-    import time
-
-    end = time.monotonic() + PATIENCE
+    number, advice = cause(error)
     try:
-        while True:
-            try:
-                keyctl.update(key, failure)
-                break
-            except OSError as refused:
-                # The kernel has not bound its context to the key yet (docs/protocol.md 7).
-                if refused.errno != errno.EAGAIN or time.monotonic() > end:
-                    raise
-                time.sleep(0.01)
-        keyctl.set_timeout(key, FAILURE_LIFE)
+        answer.update(key, answer.failure(number), time.monotonic() + PATIENCE)
+        keyctl.set_timeout(key, answer.FAILURE_LIFE)
     except OSError:
         pass  # nobody waits for this key; the line below tells what happened
     finally:
@@ -174,26 +136,30 @@ def last_resort(key: int, error: BaseException) -> None:
         syslog.syslog(syslog.LOG_ERR, f"key {key}: {type(error).__name__}: {error}; {advice}")
 
 
-def _serial(arguments: Sequence[str]) -> int:
-    """The key's serial wherever it stands behind `create` or another operation, or 0."""
-    words = list(arguments)
-    while len(words) > 1 and words[0].startswith("-"):
-        words = words[2:]
-    text = words[1] if len(words) > 1 else ""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 2**31 else 0
+def cause(error: BaseException) -> tuple[int, str]:
+    """The errno for what keeps an upcall from being served at all, and what to do."""
+    if isinstance(error, BrokenPipeError):
+        return errno.ENOMEM, CHILD_KILLED
+    short = _shortage(error)
+    if short:
+        return short, "this machine is short of memory, processes or descriptors"
+    if isinstance(error, FileNotFoundError) and str(error.filename).startswith("/proc"):
+        return errno.EIO, "mount proc(5) on /proc"
+    return errno.ELIBACC, "reinstall lgss_keyring"
 
 
-def _config(arguments: Sequence[str]) -> str | None:
-    """What --config names, if it stands before `create`: what comes behind is the
-    requestor's own text."""
-    words, config = list(arguments), None
-    while len(words) > 1 and words[0] in OPTIONS:
-        config = words[1] if words[0] == "--config" else config
-        words = words[2:]
-    return config
+def _shortage(error: BaseException | None) -> int:
+    """The errno of a shortage behind ``error``, or 0."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in SHORTAGE:
+            return errno.ENOMEM if error.errno == errno.EAGAIN else error.errno
+        if isinstance(error, MemoryError):
+            return errno.ENOMEM
+        error = error.__cause__ or error.__context__
+    return 0
 
 
-def _log(key: int, arguments: Sequence[str], kind: str, text: str, number: int) -> None:
+def _log(key: int, call: Call, reason: str, number: int, log_refusal: LogRefusal) -> None:
     try:
         # In a child, so that the caller does not wait for a log either.
         pid = os.fork()
@@ -202,11 +168,7 @@ def _log(key: int, arguments: Sequence[str], kind: str, text: str, number: int) 
     if pid > 0:
         return
     try:
-        from lgss_keyring.monitor import upcall
-
-        if pid == 0:
-            upcall.daemonize()
-        upcall.log_refusal(key, _config(arguments), kind, text, number)
+        log_refusal(key, call, reason, number)
     finally:
         if pid == 0:
             os._exit(1)

@@ -12,9 +12,12 @@ from lgss_keyring.worker import namespaces, work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
     from lgss_keyring.formats.outcome import Answer, Established, Failed
+    from lgss_keyring.monitor.deadline import Deadline
     from lgss_keyring.system.log import Log
     from lgss_keyring.worker.monitor_connection import MonitorConnection
 
@@ -23,24 +26,26 @@ def serve(
     request: UpcallRequest,
     settings: Config,
     forked: int,
-    deadline: float,
-    limit: str,
-    setting: str,
+    deadline: Deadline,
     log: Log,
+    credential_ready: Callable[[], None] | None = None,
+    credential_deadline: Deadline | None = None,
 ) -> Answer:
     """The answer to ``request``, by a worker of its own.
 
-    ``forked`` (clock ticks) bounds the start of the process whose namespaces it may name;
-    ``deadline`` is of time.monotonic(), ``limit`` and ``setting`` name it for people.
-    Raises LgssError for what is wrong before there is a worker.
+    ``forked`` (clock ticks) bounds the start of the process whose namespaces it may name.
+    ``credential_ready`` is called when the initiator's credential is there, which must be
+    before ``credential_deadline``.  Raises LgssError for what is wrong before there is a
+    worker.
     """
-    # Only who asks for himself brings his credentials along: root's session keyring
-    # must not lend its TGT to the user that root asks for, nor a user's to the machine.
+    # Only those who ask for themselves bring their credentials along: root's session keyring
+    # must not lend its TGT to the user that root asks for, nor a user's to the machine. The
+    # front has linked no keyring for others; this holds even if it had.
     if request.is_machine or request.requestor_uid != request.uid:
         keyrings.unlink_requestor(request.keyrings)
     elif not request.pid:
-        # Whether he is a process of root's that works for this user (setfsuid(2)) nobody
-        # tells us; so what is not this user's own is taken for root's.
+        # The requestor may be a process of root's that works for this user (setfsuid(2)).
+        # Nothing tells us, so what is not this user's own is taken for root's.
         keyrings.unlink_requestor(
             tuple(ring for ring in request.keyrings if ring and not keyrings.owned(ring, request.uid))
         )
@@ -59,7 +64,8 @@ def serve(
     def report(level: str, text: str) -> None:
         log.event(level, f"{subject}: {speaker}{text}", step="negotiation")
 
-    # The code of a container runs in there (its name service, its plug-ins of libkrb5), as
-    # this user but not as confined as he is: at least it shall see no process out here.
+    # The code of a container runs in there (its name service, its plug-ins of libkrb5), so
+    # the worker gets a pid namespace of its own and sees no process out here.
     hidden = not request.is_machine and namespaces.foreign(request.pid)
-    return WorkerProcess(serve_as_user, writer, hidden).wait(deadline, limit, setting, report)
+    worker = WorkerProcess(serve_as_user, writer, hidden)
+    return worker.wait(deadline, report, credential_ready, credential_deadline)

@@ -1,11 +1,10 @@
-"""The child: from the front's arguments to the key's answer.
+"""The child: from the front's call to the key's answer.
 
-docs/architecture.md, "One upcall", shows where it stands.
-
-Three processes stand here one after the other.  The child of the front becomes a
-daemon (python-daemon forks twice for that), which is the monitor of
-:mod:`lgss_keyring.monitor.worker_process`: root, the key's possessor, and the one that answers.
-It forks the worker, which becomes the user and negotiates.
+Four processes stand here one after the other.  The child of the front becomes a daemon
+(python-daemon forks twice for that), which is the *witness*: it forks the *monitor*, waits
+for it, and answers the key if the monitor is killed.  The monitor is root and the key's
+possessor, and brings the answer.  It forks the *worker*
+(:mod:`lgss_keyring.monitor.worker_process`), which becomes the user and negotiates.
 """
 
 from __future__ import annotations
@@ -18,195 +17,221 @@ import time
 import daemon
 
 from lgss_keyring.formats import callout
-from lgss_keyring.formats.errors import Kind, LgssError
+from lgss_keyring.formats.errors import SHORTAGE, SHORTAGE_HINT, Kind, LgssError
 from lgss_keyring.formats.outcome import Answer, Failed
-from lgss_keyring.monitor import init_channel, service
-from lgss_keyring.system import config_file, keys, processes
-from lgss_keyring.system.log import PATIENCE, Log
+from lgss_keyring.front import answer as front_answer
+from lgss_keyring.monitor import failures, init_channel, key_answer, oom, service
+from lgss_keyring.monitor.deadline import Deadline
+from lgss_keyring.monitor.limits import FORGED_PATIENCE, MARGIN, WITNESS_PATIENCE
+from lgss_keyring.system import config_file, processes
+from lgss_keyring.system.log import Log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
+    from lgss_keyring.front.arguments import Call
+    from lgss_keyring.front.word import Child
 
-# An answer of failure must not outlive its cause, only reach all who wait for it.
-FAILURE_LIFE = 2
-# Between our limit and the life of a `user` key: the answer has to arrive first.
-MARGIN = 1.0
-# docs/security.md, "Whom we believe": no context of the kernel is ever bound to a forged
-# machine request, so its updates stay EAGAIN.
-FORGED_PATIENCE = 5.0
-EAGAIN_FIRST, EAGAIN_LONGEST = 0.001, 0.1
 # Lustre's parameter debug_level: errors, warnings, .., trace. A failed upcall is logged at any.
 DEBUG_LEVELS = ("error", "warning", "info", "debug", "debug")
 
 
-def run(key: int, options: Mapping[str, str], words: Sequence[str], started: float) -> None:
-    """Serve the upcall for ``key``; ``words`` are the arguments of docs/protocol.md 1 from
-    ``create`` on, ``options`` the front's, ``started`` the time.monotonic() at which
-    the key had been instantiated.  Does not return."""
+def run(key: int, call: Call, front: Child) -> None:
+    """Serve the upcall for ``key``, which is instantiated unless ``front`` waits for a word.
+    Does not return."""
     forked = processes.own_start_time()
-    daemonize()
-    log = Log(started=started)
-    log.bind(key=key)
+    started = time.monotonic()
+    daemonize(front.descriptors)
+    oom.set_score(oom.SPARED)
+    monitor = os.fork()
+    if monitor:
+        _witness(monitor, key, call, front)
     status = 1
+    upcall = Upcall(key, call, front, started, forked)
     try:
-        status = _serve(key, options, words, started, forked, log)
+        status = 0 if upcall.serve() else 1
     except BaseException as error:
         # A defect of ours is no reason to leave a caller waiting for a timeout.
-        failure = Failed.by(error)
-        _answer(key, words[2], Answer.of_failure(failure), started + FORGED_PATIENCE, log)
+        upcall.fail(Failed.by(error))
     finally:
         os._exit(status)
 
 
-def log_refusal(key: int, path: str | None, kind: str, text: str, error: int) -> None:
-    """Log what ended at the front, before there was a request; ``path`` names the
-    configuration, ``kind`` the cause, ``error`` is the errno given to the requestor."""
-    log = _open_log(path)[0]
-    log.bind(key=key)
+def log_refusal(key: int, call: Call, reason: str, number: int) -> None:
+    """Log what ended at the front, before there was a request; ``number`` is the errno given
+    to the requestor.  In a process that may become a daemon."""
+    try:
+        daemonize([])
+    except Exception:  # noqa: S110
+        pass  # there is no other process to be had: say it in this one
+    log = open_log(call, time.monotonic())[0]
+    kind, hint = Kind.BAD_ARGUMENTS, "check the line in /etc/request-key.d that runs lgss_keyring"
+    if number == errno.ENOKEY:
+        kind, hint = Kind.KILLED, ""
+    elif number in SHORTAGE:
+        kind, hint = Kind.RESOURCES, SHORTAGE_HINT
     log.event(
         "warning",
-        f"key {key}: {text}",
+        f"key {key}: {reason}{'; ' if hint else ''}{hint}",
         error=kind,
-        errno=errno.errorcode.get(error, str(error)),
+        errno=errno.errorcode.get(number, str(number)),
     )
 
 
-def daemonize() -> None:
-    """Leave the front's session and everything of its that is open."""
-    # detach_process is told to, as python-daemon would skip the detaching: its test
-    # for "started by init" (parent 1) holds for a child whose front has exited.
+def daemonize(descriptors: Sequence[int]) -> None:
+    """Leave the front's session and everything of its that is open, but ``descriptors``."""
+    # detach_process is given, as python-daemon would skip the detaching: its test for
+    # "started by init" (parent 1) holds for a child whose front has exited.
     # The signal map is emptied because its SIGTERM handler raises SystemExit in
     # the middle of anything; the default ends us as well, and the key times out.
-    daemon.DaemonContext(detach_process=True, umask=0o077, signal_map={}).open()
+    daemon.DaemonContext(
+        detach_process=True, umask=0o077, signal_map={}, files_preserve=list(descriptors)
+    ).open()
     # Hooks of python-daemon, and of all others, are for a Python that exits; we
     # leave by _exit only.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
-def _open_log(
-    path: str | None, started: float | None = None, key_type: str = "user"
-) -> tuple[Log, Config | LgssError]:
+def open_log(call: Call, started: float) -> tuple[Log, Config | LgssError]:
     """The log as configured, and the configuration or what is wrong with it.
 
-    On a Lustre client the parameter debug_level decides, read anew for each upcall: who
-    sets it wants to see the next one.
+    On a Lustre client the parameter debug_level decides, read anew for each upcall: those
+    who set it want to see the next one.
     """
+    settings: Config | LgssError
     try:
-        settings = config_file.load(path)
+        settings = config_file.load(call.options.get("config"))
     except LgssError as error:
-        return Log(started=started), error
-    level = settings.log.level
-    if key_type == "lgssc" and (parameter := init_channel.debug_level(settings)) is not None:
-        level = DEBUG_LEVELS[parameter]
-    return Log(level, settings.log.file, started=started), settings
+        log, settings = Log(started=started), error
+    else:
+        level = settings.log.level
+        key_type = call.words[2] if len(call.words) > 2 else ""
+        if key_type == "lgssc" and (parameter := init_channel.debug_level(settings)) is not None:
+            level = DEBUG_LEVELS[parameter]
+        log = Log(level, settings.log.file, started=started, folder=settings.krb5.ccache_directory)
+    if len(call.words) > 5:
+        # The kernel's word, also where the request cannot be parsed.
+        log.bind(requestor=call.words[5])
+    return log, settings
 
 
-def _serve(
-    key: int, options: Mapping[str, str], words: Sequence[str], started: float, forked: int, log: Log
-) -> int:
-    configured, settings = _open_log(options.get("config"), started, words[2])
-    configured.bind(**log.fields)
-    log = configured
-    log.event("debug", f"key {key}: instantiated, the caller goes on", step="instantiated")
-    deadline = started + FORGED_PATIENCE
+def _witness(monitor: int, key: int, call: Call, front: Child) -> None:
+    """Wait for the monitor; does not return.  If it is killed, the key is answered here:
+    nobody else would, and its requestor would wait for the timeout."""
     try:
-        if isinstance(settings, LgssError):
-            raise settings
-        request = callout.parse_request(words, options.get("realm"))
-        log.bind(uid=request.uid, target=request.target, mech=request.mechanism)
-        callout.authorize(request)
-        limit, setting = _limit(request, options, settings)
-        deadline = started + limit
-        answer = service.serve(request, settings, forked, deadline, f"{limit:g} s", setting, log)
-        deadline = max(deadline, time.monotonic() + MARGIN)
-        if request.is_machine and request.requestor_uid != 0:
-            deadline = min(deadline, time.monotonic() + FORGED_PATIENCE)
-    except LgssError as error:
-        answer = Answer.of_failure(Failed.by(error))
-    return _answer(key, words[2], answer, deadline, log)
-
-
-def _limit(request: UpcallRequest, options: Mapping[str, str], settings: Config) -> tuple[float, str]:
-    """How long the negotiation may take, in seconds, and which setting says so."""
-    limit, setting = float(settings.upcall.timeout), "[upcall] timeout"
-    if request.key_type == "user":
-        life = float(options["timeout"]) - MARGIN
-        if life < limit:
-            return life, "--timeout in the request-key rule"
-    return limit, setting
-
-
-def _answer(key: int, key_type: str, answer: Answer, deadline: float, log: Log) -> int:
-    """Update the key and say so: the ONE place where every upcall ends.
-
-    Returns the exit status: 0 for an established context that the key took.
-    """
-    lifetime = answer.endtime - int(time.time())
-    if answer.failure is None and lifetime <= 0:
-        answer = Answer.of_failure(
-            Failed(
-                errno.EKEYEXPIRED, 0, Kind.TICKET_EXPIRED, "the context has ended already", "check the clocks"
+        front.close()
+        _, status = os.waitpid(monitor, 0)
+        if os.WIFSIGNALED(status):
+            failure = Failed(
+                errno.EIO,
+                0,
+                Kind.KILLED,
+                f"lgss_keyring was killed by signal {os.WTERMSIG(status)} before it had an answer",
+                "somebody killed it, or memory ran out: see the kernel's log",
             )
-        )
-    failure = answer.failure
-    untaken = ""
-    quiet = False
-    try:
-        _update(key, answer.payload, deadline)
-        if key_type == "user":
-            # The update has cleared the timeout (docs/protocol.md 10).  To be killed just
-            # here leaves a key without one; the kernel has no way to do both.
-            try:
-                keys.set_timeout(key, FAILURE_LIFE if failure else min(lifetime, callout.INT_MAX))
-            except LgssError:
-                # Better no answer than one that never ends.
-                keys.invalidate(key)
-                raise
-    except LgssError as error:
-        # Each unmount that follows a mount at once ends so: nobody needs to be told.
-        quiet = failure is not None and failure.kind == Kind.TARGET_GONE and error.errno in keys.GONE
-        untaken = error.reason + (": nobody waits for it any more" if error.errno in keys.GONE else "")
-        log.bind(update_errno=errno.errorcode.get(error.errno, str(error.errno)))
-    log.patience = PATIENCE  # nobody waits for us any more
-    if failure is not None:
-        where = f"uid {log.fields.get('uid', '?')}, target {log.fields.get('target', '?')}: "
-        log.event(
-            "info" if quiet else "warning",
-            f"key {key}: {where}{failure.reason}{'; ' if failure.hint else ''}{failure.hint}"
-            + (f"; {untaken}" if untaken else ""),
-            error=failure.kind,
-            errno=errno.errorcode.get(failure.errno, str(failure.errno)),
-            gss_major=f"0x{failure.major:08x}",
-            always=not quiet,
-        )
-        return 1
-    if untaken:
-        log.event(
-            "warning", f"key {key}: context of {answer.initiator} is lost: {untaken}", error=Kind.UNTAKEN
-        )
-        return 1
-    log.event(
-        "info",
-        f"key {key}: established as {answer.initiator} for {lifetime} s",
-        step="updated",
-        initiator=answer.initiator,
-    )
-    return 0
+            log = open_log(call, time.monotonic())[0]
+            log.bind(key=key)
+            deadline = time.monotonic() + WITNESS_PATIENCE
+            key_answer.give(key, call.words[2], Answer.of_failure(failure), deadline, log)
+    finally:
+        os._exit(0)
 
 
-def _update(key: int, data: bytes, deadline: float) -> None:
-    """Update, again while the kernel has not bound its context to the key (EAGAIN,
-    docs/protocol.md 7); raises KeyOperationError."""
-    pause = EAGAIN_FIRST
-    while True:
+class Upcall:
+    """One upcall in its monitor."""
+
+    def __init__(self, key: int, call: Call, front: Child, started: float, forked: int) -> None:
+        """``started`` is of time.monotonic(); ``forked`` in clock ticks bounds the start of
+        the process whose namespaces the request may name."""
+        self._key = key
+        self._call = call
+        self._front = front
+        self._started = started
+        self._forked = forked
+        self._deadline = started + FORGED_PATIENCE
+        self._request: UpcallRequest | None = None
+        self._log, self._settings = open_log(call, started)
+        self._log.bind(key=key)
+
+    def serve(self) -> bool:
+        """Serve it; gives whether the key has a context now."""
+        if not self._front.is_due:
+            self._log.event(
+                "debug", f"key {self._key}: instantiated, the caller goes on", step="instantiated"
+            )
         try:
-            return keys.update(key, data)
+            settings = self._settings
+            if isinstance(settings, LgssError):
+                raise settings
+            self._request = request = callout.parse_request(self._call.words, self._call.options.get("realm"))
+            self._log.bind(uid=request.uid, target=request.target, mech=request.mechanism)
+            callout.authorize(request)
+            answer = self._negotiate(request, settings)
         except LgssError as error:
-            if error.errno != errno.EAGAIN or time.monotonic() + pause > deadline:
-                raise
-        time.sleep(pause)
-        pause = min(2 * pause, EAGAIN_LONGEST)
+            return self.fail(Failed.by(error))
+        if answer.failure is not None:
+            return self.fail(answer.failure)
+        if self._front.is_due and not self._go():
+            return False
+        failures.forget(self._call)
+        return key_answer.give(self._key, self._call.words[2], answer, self._deadline, self._log)
+
+    def fail(self, failure: Failed) -> bool:
+        """Answer the key with ``failure``; gives False."""
+        life = front_answer.FAILURE_LIFE
+        if self._request is not None and not isinstance(self._settings, LgssError):
+            life = failures.note(
+                self._call, self._request, failure, self._settings, is_word=self._front.is_due
+            )
+        if self._front.is_due:
+            self._front.reject(failure.errno, life)
+            more = f"; the same is answered without another try for {life} s" if life > 2 else ""
+            key_answer.log_failure(self._key, failure, self._log, more)
+            return False
+        key_type = self._call.words[2]
+        return key_answer.give(self._key, key_type, Answer.of_failure(failure), self._deadline, self._log)
+
+    def _negotiate(self, request: UpcallRequest, settings: Config) -> Answer:
+        limit, setting = float(settings.upcall.timeout), "[upcall] timeout"
+        if request.key_type == "user" and self._call.timeout - MARGIN < limit:
+            limit, setting = self._call.timeout - MARGIN, "--timeout in the request-key rule"
+        deadline = Deadline(self._started + limit, limit, setting)
+        self._deadline = deadline.at
+        word_due: Deadline | None = None
+        if self._front.is_due:
+            # The front's alarm ends it after --timeout: the word has to come before.
+            wait = min(float(settings.upcall.machine_wait), self._call.timeout - MARGIN)
+            word_due = Deadline(min(self._started + wait, deadline.at), wait, "[upcall] machine_wait")
+        answer = service.serve(
+            request,
+            settings,
+            self._forked,
+            deadline,
+            self._log,
+            self._credential_ready if word_due else None,
+            word_due,
+        )
+        self._deadline = max(deadline.at, time.monotonic() + MARGIN)
+        if request.is_machine and request.requestor_uid != 0:
+            self._deadline = min(self._deadline, time.monotonic() + FORGED_PATIENCE)
+        return answer
+
+    def _credential_ready(self) -> None:
+        if not self._go():
+            raise LgssError(
+                "the front ended before it instantiated the key", errno=errno.ENOKEY, kind=Kind.KILLED
+            )
+
+    def _go(self) -> bool:
+        """Let the front instantiate the key; gives whether there is one now."""
+        if self._front.go():
+            self._log.event(
+                "debug", f"key {self._key}: instantiated, the caller goes on", step="instantiated"
+            )
+            return True
+        from lgss_keyring.front import refusal
+
+        return refusal.instantiated(self._key, self._call, log_refusal)

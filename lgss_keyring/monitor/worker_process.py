@@ -16,6 +16,8 @@ import time
 from lgss_keyring.formats import worker_messages
 from lgss_keyring.formats.errors import Kind, LgssError, LimitError
 from lgss_keyring.formats.outcome import Answer, Failed
+from lgss_keyring.monitor import oom
+from lgss_keyring.monitor.limits import ALARM_MARGIN, DYING_SECONDS
 from lgss_keyring.worker import identity, monitor_connection
 
 TYPE_CHECKING = False
@@ -24,13 +26,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from lgss_keyring.formats.outcome import Established, Report
+    from lgss_keyring.monitor.deadline import Deadline
     from lgss_keyring.monitor.init_channel import InitChannelWriter
     from lgss_keyring.worker.monitor_connection import MonitorConnection
 
-# Between the end of a process's socket and of the process.
-DYING_SECONDS = 0.2
-# What the alarm gives the ordinary ways of noticing the deadline.
-ALARM_MARGIN = 0.5
 SO_PASSRIGHTS = 83
 
 
@@ -113,6 +112,7 @@ class WorkerProcess:
             try:
                 identity.die_with(monitor)
                 ours.close()
+                oom.set_score(oom.ORDINARY)
                 monitor_connection.serve(theirs, work)
             finally:
                 os._exit(0)
@@ -120,16 +120,22 @@ class WorkerProcess:
         self._socket = ours
         self._phase = ""
 
-    def wait(self, deadline: float, limit: str, setting: str, report: Report) -> Answer:
+    def wait(
+        self,
+        deadline: Deadline,
+        report: Report,
+        credential_ready: Callable[[], None] | None = None,
+        credential_deadline: Deadline | None = None,
+    ) -> Answer:
         """The worker's answer, or a failure that says why there is none.
 
-        ``deadline`` is of time.monotonic(); ``limit`` and ``setting`` name it for
-        the administrator.  Passes each step on to ``report``.  The worker has ended
-        and been waited for when this returns.
+        Passes each step on to ``report``.  Calls ``credential_ready`` when the worker says
+        that the initiator's credential is there, which must be before
+        ``credential_deadline``.  The worker has ended and been waited for when this returns.
         """
         with _Alarm() as self._alarm:
             try:
-                return self._listen(deadline, limit, setting, report)
+                return self._listen(deadline, report, credential_ready, credential_deadline)
             except LgssError as error:
                 return Answer.of_failure(Failed.by(error))
             finally:
@@ -139,15 +145,25 @@ class WorkerProcess:
                 self._alarm.at(time.monotonic() + DYING_SECONDS)
                 self._end()
 
-    def _listen(self, deadline: float, limit: str, setting: str, report: Report) -> Answer:
+    def _listen(
+        self,
+        deadline: Deadline,
+        report: Report,
+        credential_ready: Callable[[], None] | None,
+        credential_deadline: Deadline | None,
+    ) -> Answer:
         steps = 0
+        is_ready = False
+        now = credential_deadline or deadline
+        # The server's time is not the negotiation's: Lustre bounds it itself.
+        spent = 0.0
         while steps <= worker_messages.STEP_LIMIT:
-            self._alarm.at(deadline + ALARM_MARGIN)
-            if not self._ready(deadline):
+            self._alarm.at(now.at + spent + ALARM_MARGIN)
+            if not self._ready(now.at + spent):
                 raise LimitError(
-                    f"no answer within {limit}; last step: {self._phase or 'none'}",
+                    f"no answer within {now}; last step: {self._phase or 'none'}",
                     hint="a KDC or name service that does not answer is the usual cause; "
-                    f"{setting} sets this limit",
+                    f"{now.setting} sets this limit",
                 )
             message = self._receive(worker_messages.TOKEN_LIMIT + 2)
             if not message:
@@ -156,12 +172,19 @@ class WorkerProcess:
             if isinstance(said, Answer):
                 return said
             if isinstance(said, worker_messages.Group):
-                if steps or self._gid is not None:
+                if steps or is_ready or self._gid is not None:
                     raise worker_messages.ProtocolError("a group where none was due from the worker")
                 self._gid = said.gid
+            elif isinstance(said, worker_messages.CredentialReady):
+                if is_ready:
+                    raise worker_messages.ProtocolError("a credential where none was due from the worker")
+                is_ready, now = True, deadline
+                if credential_ready is not None:
+                    credential_ready()
             elif isinstance(said, worker_messages.Token):
-                # The server's time is not the negotiation's: Lustre bounds it itself.
-                deadline += self._write(said.token)
+                if not is_ready:
+                    raise worker_messages.ProtocolError("a token before the credential from the worker")
+                spent += self._write(said.token)
             else:
                 steps += 1
                 self._phase = said[1]
@@ -245,15 +268,21 @@ class WorkerProcess:
         )
 
     def _end(self) -> None:
+        """End the process; never raises, as there is an answer that must not be lost."""
         self._socket.close()
         if self.pid:
             try:
                 os.kill(self.pid, signal.SIGKILL)
-                # Not for ever: one that waits in the kernel for a file system (FUSE, a dead
+            except OSError:
+                # It has ended; or a security module forbids this (no CAP_KILL): it then ends
+                # when it finds its socket closed, or with us (PR_SET_PDEATHSIG).
+                pass
+            try:
+                # Bounded: a process that waits in the kernel for a file system (FUSE, a dead
                 # server) does not end by a signal. Init takes it when we are gone.
                 end = time.monotonic() + DYING_SECONDS
                 while os.waitpid(self.pid, os.WNOHANG)[0] == 0 and time.monotonic() < end:
                     time.sleep(0.001)
-            except (ProcessLookupError, ChildProcessError):
+            except ChildProcessError:
                 pass
             self.pid = 0

@@ -25,6 +25,7 @@ class MonitorConnection:
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         self._steps_left = worker_messages.STEP_LIMIT - 1
+        self._credential_is_told = False
 
     def close_other_descriptors(self) -> None:
         """Close all descriptors but the first three and this connection's: what the monitor has
@@ -46,6 +47,12 @@ class MonitorConnection:
         self._steps_left -= 1
         if self._steps_left > 0:
             self._socket.send(worker_messages.pack_step(level, text))
+
+    def credential_ready(self) -> None:
+        """Tell that the initiator's credential is there; once, for all attempts."""
+        if not self._credential_is_told:
+            self._credential_is_told = True
+            self._socket.send(worker_messages.CREDENTIAL_READY)
 
     def send_token(self, token: bytes) -> tuple[int, bytes]:
         """Let the monitor write ``token`` to init_channel.

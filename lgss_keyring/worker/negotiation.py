@@ -22,6 +22,8 @@ from lgss_keyring.worker.limits import LEGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
     from lgss_keyring.formats.outcome import Report
@@ -43,21 +45,28 @@ def _silent(level: str, text: str) -> None:
 
 
 def negotiate(
-    request: UpcallRequest, config: Config, channel: Channel, report: Report = _silent, host: str = ""
+    request: UpcallRequest,
+    config: Config,
+    channel: Channel,
+    report: Report = _silent,
+    host: str = "",
+    credential_ready: Callable[[], None] = lambda: None,
 ) -> Established | Failed:
     """Negotiate the context that ``request`` asks for, with the server named ``host``; empty: its
     name is looked up here.
 
-    ``report(level, text)`` gets each step, with levels as in :mod:`lgss_keyring.system.log`.
-    Raises nothing: every error is a :class:`Failed`.  Blocks for as long as KDC and
-    name service do; the caller bounds that.
+    ``credential_ready()`` is called when the initiator's credential is there, before
+    anything is sent to the acceptor; again for a second attempt.  ``report(level, text)``
+    gets each step, with levels as in :mod:`lgss_keyring.system.log`.  Raises nothing: every
+    error is a :class:`Failed`.  Blocks for as long as KDC and name service do; the caller
+    bounds that.
     """
     try:
         host = host or names.target_host_name(request, config)
         service = names.service_name(request.lustre_service, host)
         report("debug", f"the acceptor is {service}")
         try:
-            return _attempt(request, config, channel, service, report)
+            return _attempt(request, config, channel, service, report, credential_ready)
         except ChannelError as error:
             # Try once more, from the start and with a new authenticator: the old one
             # may be in the acceptor's replay cache.
@@ -65,15 +74,21 @@ def negotiate(
             if channel.once or not again:
                 raise
             report("warning", f"{error.reason}; trying once more")
-            return _attempt(request, config, channel, service, report)
+            return _attempt(request, config, channel, service, report, credential_ready)
     except Exception as error:
         return Failed.by(error)
 
 
 def _attempt(
-    request: UpcallRequest, config: Config, channel: Channel, service: str, report: Report
+    request: UpcallRequest,
+    config: Config,
+    channel: Channel,
+    service: str,
+    report: Report,
+    credential_ready: Callable[[], None],
 ) -> Established:
     initiator = mech.load(request.mechanism).initiator(request, config, service, report)
+    credential_ready()
     try:
         token = initiator.step(None)
         handle = b""

@@ -48,7 +48,9 @@ def run(
         f", credentials in {' and '.join(sorted(found.different))} of process {found.pid}" if found else ""
     )
     connection.report("debug", f"working as uid {os.getuid()}, gid {os.getgid()}{place}")
-    return negotiation.negotiate(request, settings, acceptor, connection.report, host)
+    return negotiation.negotiate(
+        request, settings, acceptor, connection.report, host, connection.credential_ready
+    )
 
 
 def _primary_group(request: UpcallRequest) -> int:

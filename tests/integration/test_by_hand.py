@@ -115,8 +115,8 @@ def test_every_command_of_the_page(terminal: Terminal) -> None:
     assert "lgss:hand:1" in shown["keyctl show @s"]
     log = (FOLDER / "log").read_text()
     for words in (
-        "established as lustre_root/localhost@HAND.TEST",
-        "established as alice@HAND.TEST",
+        "initiator lustre_root/localhost@HAND.TEST",
+        "initiator alice@HAND.TEST",
         "uid 61999 has no usable Kerberos credential: No Kerberos credentials available",
         "uid 61999 may not ask for the machine's credential (flags r)",
     ):

@@ -97,7 +97,7 @@ def with_field(index: int, text: str) -> str:
         (with_field(4, "rr"), "flags 'rr'"),
         (with_field(5, "z"), "service type 'z'"),
         (with_field(5, ""), "service type ''"),
-        (with_field(8, "o" * 64), "obd name has 64 bytes"),
+        (with_field(8, "o" * 128), "obd name has 128 bytes"),
         (with_field(8, ""), "obd name has 0 bytes"),
     ],
 )

@@ -198,31 +198,38 @@ def test_lgssc_is_instantiated_without_a_payload(site: Site, root: Requestor) ->
     """docs/protocol.md 7: no payload. A user key must have one, so the kernel refuses that; the
     rest of the rule needs a kernel with that type (tests/vm)."""
     with site.upcalls(told_type="lgssc") as upcalls:
-        answer = root.ask(upcalls.name(), machine_callout())
+        answer = root.ask(upcalls.name(), user_callout(0))
         assert answer.error == errno.EINVAL
         assert "keyctl_instantiate" in upcalls.log("LGSS_ERROR=")[-1]["message"]
 
 
 def test_requestors_keyrings_are_out_of_the_machines_reach(site: Site, root: Requestor) -> None:
-    """The danger of docs/protocol.md 10: with the requestor's session keyring linked, root would resolve
-    KEYRING:session to what is in there.  A user's request needs that link, a machine's
-    must have lost it when it goes to work."""
+    """The danger of docs/protocol.md 10: with the requestor's session keyring linked, root would
+    resolve KEYRING:session to what is in there.  And each link takes the whole kernel's lock, so
+    only a keyring that holds credentials is linked, for who asks for itself."""
     site.realm.kinit("alice", 0, 0)
-    links: dict[str, int] = {}
+    links: list[int] = []
     with (
         peers.Silent() as peer,
         site.upcalls({"rpcsec_gss": {"port": peer.port, "reply_timeout": 5}}) as upcalls,
     ):
-        for callout in (user_callout(0), machine_callout()):
+
+        def ask(callout: str) -> None:
             key = root.ask(upcalls.name(), callout, wait=0).key
             assert within(
                 3, lambda: sum("getting a ticket" in e["message"] for e in upcalls.log()) > len(links)
             )
             (ring,) = [x for x in Path("/proc/keys").read_text().splitlines() if f" _req.{key}: " in x]
-            links[callout] = int(ring.rpartition(": ")[2])
+            links.append(int(ring.rpartition(": ")[2]))
+
+        ask(user_callout(0))
+        root.run(["keyctl", "newring", "_krb_lgss-test", "@s"])
+        ask(user_callout(0))
+        ask(machine_callout())
         for pid in upcall_processes(site):
             os.kill(pid, 9)
-    assert links[user_callout(0)] == links[machine_callout()] + 1
+    without, own, machine = links
+    assert own == without + 1 and machine == without
 
 
 def test_unlinking_the_requestors_keyrings() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from lgss_keyring.formats import payload
-from tests.support import peers
+from tests.support import peers, table
 from tests.support.cgroup import Cgroup
 from tests.support.requestor import Requestor
 from tests.support.site import Site, user_callout
@@ -35,7 +36,8 @@ def test_worker_of_a_user_has_no_way_back(site: Site, ticket: int) -> None:
             users = [
                 text for text in status.values() if f"Uid:\t{ticket}\t{ticket}\t{ticket}\t{ticket}\n" in text
             ]
-            assert len(status) == 2 and len(users) == 1, status
+            # Witness and monitor are root's.
+            assert len(status) == 3 and len(users) == 1, status
             (worker,) = users
             assert f"Gid:\t{ticket}\t{ticket}\t{ticket}\t{ticket}\n" in worker
             for line in ("CapEff", "CapPrm", "CapInh", "CapAmb"):
@@ -72,21 +74,59 @@ def test_nobody_else_of_that_uid_can_look_into_the_worker(site: Site, ticket: in
                 os.kill(pid, 9)
 
 
+def root_processes(site: Site) -> tuple[int, int]:
+    """The pids of the one upcall's witness and of its monitor, which is the witness's child."""
+    found = {}
+    for pid in upcall_processes(site):
+        status = Path(f"/proc/{pid}/status").read_text()
+        if "Uid:\t0\t0" in status:
+            found[pid] = int(status.split("PPid:\t")[1].split()[0])
+    ((monitor, witness),) = [(pid, parent) for pid, parent in found.items() if parent in found]
+    return witness, monitor
+
+
 def test_monitor_killed_takes_the_worker_along(site: Site, ticket: int) -> None:
-    """And the key expires at the upcall timeout."""
+    """And its witness answers, at once."""
     with peers.Silent() as peer:
         settings = {"rpcsec_gss": {"port": peer.port, "reply_timeout": 30}}
-        with site.upcalls(settings, f"--timeout {pace.whole(3)}") as upcalls, Requestor(ticket) as user:
+        with site.upcalls(settings) as upcalls, Requestor(ticket) as user:
             user.start(upcalls.name(), user_callout(), wait=pace(8))
             assert within(3, lambda: any("getting a ticket" in e["message"] for e in upcalls.log()))
-            (monitor,) = [
-                p for p in upcall_processes(site) if "Uid:\t0\t0" in Path(f"/proc/{p}/status").read_text()
-            ]
-            os.kill(monitor, 9)
-            assert within(1, lambda: not upcall_processes(site))
+            began = time.monotonic()
+            os.kill(root_processes(site)[1], 9)
             answer = user.result()
-    assert answer.read_error == errno.EKEYEXPIRED
-    assert answer.updated is None
+            assert time.monotonic() - began < pace(1)
+            assert within(1, lambda: not upcall_processes(site))
+            event = upcalls.log("LGSS_ERROR=")[-1]
+    assert payload.unpack(answer.data) == payload.FailurePayload(errno.EIO, 0)
+    table.judge("killed", event["LGSS_ERRNO"], event["message"])
+    assert "signal 9" in event["message"] and event["LGSS_ERROR"] == "killed"
+
+
+def test_witness_killed_costs_nothing(site: Site, ticket: int) -> None:
+    with peers.Silent() as peer:
+        settings = {"rpcsec_gss": {"port": peer.port, "reply_timeout": 1}}
+        with site.upcalls(settings) as upcalls, Requestor(ticket) as user:
+            user.start(upcalls.name(), user_callout(), wait=pace(8))
+            assert within(3, lambda: any("getting a ticket" in e["message"] for e in upcalls.log()))
+            os.kill(root_processes(site)[0], 9)
+            answer = user.result()
+    assert payload.unpack(answer.data) == payload.FailurePayload(errno.ETIMEDOUT, 0)
+
+
+def test_a_machine_short_of_memory_spares_what_answers(site: Site, ticket: int) -> None:
+    """The kernel takes the worker, whose end is answered."""
+    with peers.Silent() as peer, site.upcalls({"rpcsec_gss": {"port": peer.port}}) as upcalls:
+        with Requestor(ticket) as user:
+            user.start(upcalls.name(), user_callout(), wait=0)
+            user.result()
+            assert within(3, lambda: any("getting a ticket" in e["message"] for e in upcalls.log()))
+            spared = root_processes(site)
+            for pid in upcall_processes(site):
+                adjusted = int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+                assert (adjusted < 0) == (pid in spared)
+            for pid in upcall_processes(site):
+                os.kill(pid, 9)
 
 
 def test_worker_killed_is_answered_at_once(site: Site, ticket: int) -> None:

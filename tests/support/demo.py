@@ -109,10 +109,8 @@ def time_line(key: int, started: float, blocked: float, events: list[dict[str, s
         logged = datetime.strptime(event["time"], "%Y-%m-%dT%H:%M:%S.%f").timestamp() - started
         when = max(logged, 0.0) * 1000
         if event.get("LGSS_STEP") == "instantiated":
-            # The child logs this later, when it has a log, and counts LGSS_MS from the moment
-            # at which it learned it; and that may be later than the caller's return.
-            steps.insert(1, (min(max(when - float(event["LGSS_MS"]), 0.0), back), "the key is instantiated"))
-            steps.append((max(when, back), "the child is a daemon and has read its configuration"))
+            # The child logs this after the front has done it; the caller may be back before.
+            steps.insert(1, (min(when, back), "the key is instantiated"))
         else:
             steps.append((when, event["message"].removeprefix(f"key {key}: ")))
     say("\n        ms")

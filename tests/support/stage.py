@@ -73,6 +73,29 @@ class Stage:
         program.write_text(shebang + rest)
         program.chmod(0o755)
 
+    def variant(self, name: str, before: str, statements: str) -> Path:
+        """The program of a second installation beside this one, whose front does
+        ``statements`` before its one line that begins with ``before``; for provoked faults."""
+        folder = self.directory / name
+        package = folder / "lgss_keyring"
+        package.mkdir(parents=True)
+        for entry in self.directory.iterdir():
+            if entry.name not in (name, "lgss_keyring", "lgss_keyring.py"):
+                (folder / entry.name).symlink_to(entry)
+        for entry in PACKAGE.iterdir():
+            if entry.name not in ("front", "__pycache__"):
+                (package / entry.name).symlink_to(entry)
+        shutil.copytree(PACKAGE / "front", package / "front", ignore=shutil.ignore_patterns("__pycache__"))
+        main = package / "front" / "main.py"
+        text = main.read_text()
+        (line,) = [line for line in text.splitlines() if line.strip().startswith(before)]
+        indent = line[: len(line) - len(line.lstrip())]
+        added = "".join(f"{indent}{statement}\n" for statement in statements.splitlines())
+        main.write_text(text.replace(line, f"{added}{line}", 1))
+        program = folder / "lgss_keyring.py"
+        self.write_front(CHECKOUT / "lgss_keyring.py", program)
+        return program
+
     def close(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.directory, ignore_errors=True)

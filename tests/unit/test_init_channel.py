@@ -19,6 +19,7 @@ from .workers import ESTABLISHED, Fake, hostile, wait
 def carried(line: MonitorConnection) -> Established | Failed:
     line.send_group(1234)
     line.report("debug", "before")
+    line.credential_ready()
     status, reply = line.send_token(b"token")
     return Failed(errno.EIO, 0, "told", f"{status} {reply!r}")
 
@@ -53,12 +54,13 @@ def test_stuck_write_ends_at_its_own_limit() -> None:
 @pytest.mark.parametrize(
     "messages",
     [
-        [b"Ttoken"],
-        [worker_messages.pack_group(7), b"Ttoken", b"Ttoken"],
-        [worker_messages.pack_group(7), b"Ttoken", worker_messages.pack_outcome(ESTABLISHED)],
-        [worker_messages.pack_group(7), b"T"],
+        [b"C", b"Ttoken"],
+        [worker_messages.pack_group(7), b"Ttoken"],
+        [worker_messages.pack_group(7), b"C", b"Ttoken", b"Ttoken"],
+        [worker_messages.pack_group(7), b"C", b"Ttoken", worker_messages.pack_outcome(ESTABLISHED)],
+        [worker_messages.pack_group(7), b"C", b"T"],
     ],
-    ids=["before-the-group", "second-token", "answer-at-once", "empty"],
+    ids=["before-the-group", "before-the-credential", "second-token", "answer-at-once", "empty"],
 )
 def test_hostile_worker_with_init_channel(messages: list[bytes]) -> None:
     writer = Fake(delay=0.2)
@@ -84,6 +86,7 @@ def test_worker_that_dies_while_its_token_is_carried() -> None:
 def test_tokens_do_not_add_up_to_hours() -> None:
     def many(line: MonitorConnection) -> Established | Failed:
         line.send_group(7)
+        line.credential_ready()
         for _ in range(20):
             line.send_token(b"token")
         return ESTABLISHED

@@ -12,12 +12,13 @@ import pytest
 from lgss_keyring.formats import payload, worker_messages
 from lgss_keyring.formats.callout import UpcallRequest, format_callout, parse_request
 from lgss_keyring.formats.config import Config, Names
-from lgss_keyring.formats.errors import ChannelError, KeyOperationError, LgssError, MechanismError
+from lgss_keyring.formats.errors import ChannelError, LgssError, MechanismError
 from lgss_keyring.formats.nid import Nid
 from lgss_keyring.formats.outcome import Answer, Failed
-from lgss_keyring.monitor import init_channel, upcall
+from lgss_keyring.front import keyctl
+from lgss_keyring.monitor import init_channel, key_answer
 from lgss_keyring.monitor.worker_process import WorkerProcess
-from lgss_keyring.system import keys, processes
+from lgss_keyring.system import processes
 from lgss_keyring.system.log import Log
 from lgss_keyring.worker import work
 from lgss_keyring.worker.channel.lustre import LustreChannel
@@ -109,13 +110,13 @@ def test_target_that_is_being_unmounted_is_one_quiet_line(
 
     def update(key: int, data: bytes) -> None:
         if gone:
-            raise KeyOperationError("cannot update", errno=errno.ENOKEY)
+            raise OSError(errno.ENOKEY, "Required key not available")
 
-    monkeypatch.setattr(keys, "update", update)
+    monkeypatch.setattr(keyctl, "update", update)
     for gone, level, lines in ((True, "warning", 0), (True, "info", 1), (False, "warning", 1)):
         file = tmp_path / f"log-{gone}-{level}"
         log = Log(level, str(file), journal="/nonexistent", syslog="/nonexistent")
-        upcall._answer(5, "lgssc", answer, 0.0, log)
+        key_answer.give(5, "lgssc", answer, 0.0, log)
         text = file.read_text() if file.exists() else ""
         assert text.count("\n") == lines
         assert not text or f"] {level}: " in text

@@ -6,7 +6,10 @@ import subprocess
 
 import pytest
 
-from lgss_keyring.front import refusal
+from lgss_keyring.formats import errors
+from lgss_keyring.formats.payload import FailurePayload
+from lgss_keyring.front import answer, refusal
+from lgss_keyring.front.arguments import Call
 from tests.support.stage import Stage
 
 GOOD = ["create", "5", "user", "lgss:x", "callout", "0", "0", "0", "0", "0"]
@@ -30,7 +33,7 @@ GOOD = ["create", "5", "user", "lgss:x", "callout", "0", "0", "0", "0", "0"]
     ],
 )
 def test_reason_says_what_is_wrong(arguments: list[str], words: str) -> None:
-    reason = refusal.why(arguments)
+    reason = Call(arguments).wrong()
     assert words in reason and len(reason) < 200
 
 
@@ -48,7 +51,7 @@ def test_reason_says_what_is_wrong(arguments: list[str], words: str) -> None:
     ],
 )
 def test_serial_is_found_or_none(arguments: list[str], serial: int) -> None:
-    assert refusal._serial(arguments) == serial
+    assert Call(arguments).serial == serial
 
 
 @pytest.mark.parametrize(
@@ -61,7 +64,7 @@ def test_serial_is_found_or_none(arguments: list[str], serial: int) -> None:
 )
 def test_text_of_the_requestors_is_no_option(arguments: list[str], config: str | None) -> None:
     """Root opens what it takes for its configuration."""
-    assert refusal._config(arguments) == config
+    assert Call(arguments).options.get("config") == config
 
 
 def test_help_by_hand() -> None:
@@ -69,3 +72,44 @@ def test_help_by_hand() -> None:
         done = subprocess.run([stage.program, "--help"], capture_output=True, text=True, timeout=10)
     assert done.returncode == 0
     assert done.stdout == refusal.USAGE
+
+
+@pytest.mark.parametrize(("number", "major"), [(1, 0), (126, 7 << 16), (4095, 2**32 - 1)])
+def test_the_fronts_answer_of_failure_is_the_packages(number: int, major: int) -> None:
+    """It exists twice, as the last resort must not need the rest of the package."""
+    assert answer.failure(number, major) == FailurePayload(number, major).pack()
+
+
+def test_the_fronts_shortage_is_the_packages() -> None:
+    assert refusal.SHORTAGE == errors.SHORTAGE
+
+
+USER = "0:krb5:1000:1000::-:1:0x20000c0a80105:lustre-MDT0000-mdc:0x20000c0a80106:0"
+
+
+@pytest.mark.parametrize(
+    ("callout", "uid", "is_machine", "brings", "note"),
+    [
+        (USER, "1000", False, True, "/run/lgss/failed-1000"),
+        (USER, "0", False, False, "/run/lgss/failed-1000"),
+        (USER.replace("::", ":rmo:"), "0", True, False, "/run/lgss/failed-machine-mor"),
+        (USER.replace("::", ":../x:"), "0", True, False, ""),
+        (USER.replace("::", ":rrrr:"), "0", True, False, ""),
+        (USER.replace("1000", "../../etc"), "0", False, False, ""),
+        (USER.replace("1000", "\u0665"), "0", False, False, ""),
+        ("", "1000", False, False, ""),
+        ("a:b:1000", "1000", False, True, ""),
+    ],
+)
+def test_what_the_front_sees_of_callout_info(
+    callout: str, uid: str, is_machine: bool, brings: bool, note: str
+) -> None:
+    call = Call(["create", "5", "lgssc", "x", callout, uid, "0", "0", "0", "0"])
+    assert (call.is_machine, call.brings_credentials, call.failure_note) == (is_machine, brings, note)
+
+
+def test_a_note_is_about_one_realm_and_configuration() -> None:
+    words = ["create", "5", "lgssc", "x", USER, "0", "0", "0", "0", "0"]
+    note = Call(["-R", "X", "--config", "/etc/a/b", *words]).failure_note
+    assert note == "/run/lgss/failed-1000-X-%etc%a%b"
+    assert Call(["--config", "/" + "x" * 300, *words]).failure_note == ""

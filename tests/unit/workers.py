@@ -10,6 +10,7 @@ import time
 from hypothesis import strategies as st
 
 from lgss_keyring.formats.outcome import Answer, Established, Failed
+from lgss_keyring.monitor.deadline import Deadline
 from lgss_keyring.monitor.init_channel import InitChannelWriter
 from lgss_keyring.monitor.worker_process import WorkerProcess
 from lgss_keyring.worker import monitor_connection
@@ -24,8 +25,12 @@ def ignore(level: str, text: str) -> None:
     pass
 
 
+def within(seconds: float) -> Deadline:
+    return Deadline(time.monotonic() + seconds, seconds, "[upcall] timeout")
+
+
 def wait(worker: WorkerProcess, seconds: float = 5.0) -> Answer:
-    return worker.wait(time.monotonic() + seconds, f"{seconds:g} s", "[upcall] timeout", ignore)
+    return worker.wait(within(seconds), ignore)
 
 
 def hostile(messages: list[bytes], writer: InitChannelWriter | None = None) -> WorkerProcess:

@@ -1,0 +1,79 @@
+"""Failures that are known already: a small file in /run/lgss for each uid, and for the machine.
+
+A loop of the kernel's or of a user's find(1) asks again and again for a context that
+cannot be had.  The monitor notes the failure, and until it is over the front rejects the
+next keys with the same errno: one open(2) instead of a process.  Only what the next attempt
+cannot change is noted (:mod:`lgss_keyring.monitor.failures`), and a note is void as soon as
+one of the files that it names has changed.
+
+A note is text: a line ``ERRNO UNTIL LIFE SCOPE KIND``, then ``MTIME SIZE INODE PATH`` for
+each file (three ``-`` for one that is not there).  UNTIL is of CLOCK_BOOTTIME, LIFE in
+seconds.  SCOPE is ``*``, or ``SERVICE,NID`` of the one acceptor that it is about.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+SIZE_LIMIT = 4096
+
+
+def fingerprint(name: str) -> str:
+    """What a change of the file ``name`` changes: "MTIME SIZE INODE", or "- - -"."""
+    try:
+        status = os.lstat(name)
+    except OSError:
+        return "- - -"
+    return f"{status.st_mtime_ns} {status.st_size} {status.st_ino}"
+
+
+def now() -> float:
+    """Seconds since the boot, those asleep included: no set clock changes it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def read(name: str) -> list[str]:
+    """The lines of the note ``name``; none if there is no such note."""
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return []
+    try:
+        return os.fsdecode(os.read(descriptor, SIZE_LIMIT)).split("\n")
+    except OSError:
+        return []
+    finally:
+        os.close(descriptor)
+
+
+def look(name: str, callout: str) -> tuple[int, int]:
+    """The errno and the seconds to reject the request in ``callout`` with, by the note
+    ``name``; (0, 0) for one that has to be tried."""
+    lines = read(name)
+    try:
+        number, until, _, scope, _ = lines[0].split(" ", 4)
+        left = float(until) - now()
+        fields = callout.split(":")
+        if left <= 0 or scope not in ("*", f"{fields[6]},{fields[7]}"):
+            return 0, 0
+        for line in lines[1:]:
+            mtime, size, inode, file = line.split(" ", 3)
+            if f"{mtime} {size} {inode}" != fingerprint(file):
+                return 0, 0
+        # Field 10 is one of the last two: a process elsewhere has other credentials.
+        if any(_is_elsewhere(field) for field in fields[-2:]):
+            return 0, 0
+        return int(number), int(left) + 1
+    except (ValueError, IndexError):
+        return 0, 0  # damaged, or no callout info of ours
+
+
+def _is_elsewhere(pid: str) -> bool:
+    """Whether process ``pid`` has, or may have, another mount namespace than we."""
+    if not (pid.isascii() and pid.isdecimal() and len(pid) <= 10) or pid == "0":
+        return False
+    try:
+        return os.stat(f"/proc/{pid}/ns/mnt").st_ino != os.stat("/proc/self/ns/mnt").st_ino
+    except OSError:
+        return True

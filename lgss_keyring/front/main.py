@@ -1,0 +1,151 @@
+"""The front: what is done while a process waits in request_key(2).
+
+That process goes on when this one has exited.  So it does what only it can do, and
+leaves: it takes the authority, links a keyring that holds the requestor's credentials,
+forks, instantiates.  Its child does the rest (:mod:`lgss_keyring.monitor.upcall`); what is
+not for us goes to :mod:`.refusal`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from lgss_keyring.front import arguments, keyctl, word
+
+MEMBERS_LIMIT = 1000
+"""How many members a keyring may have to be looked at; an ordinary user's quota is 200 keys."""
+COLLECTION = b"_krb_"
+"""What libkrb5 puts before the name of a collection of KEYRING caches."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Serve = Callable[[int, arguments.Call, word.Child], None]
+    """Serves the upcall for a key; takes its serial, the call, and the ends of the pipes to
+    the front.  The key is instantiated, unless the front waits for a word."""
+
+
+def run(given: Sequence[str], serve: Serve, log_refusal: arguments.LogRefusal) -> int:
+    """Do the front's work for the arguments ``given``; returns the exit status."""
+    call = arguments.Call(given)
+    try:
+        if call.wrong():
+            raise ValueError
+        # The alarm bounds the caller's wait even if somebody else holds a keyring lock.
+        # 5 s were too short: of 200 upcalls at once on a slow machine 13 were lost.
+        keyctl.alarm(call.timeout)
+        return _instantiate(call, serve, log_refusal)
+    except (ValueError, OSError, word.NoWordError) as error:
+        from lgss_keyring.front import refusal
+
+        return refusal.refuse(given, call, error, log_refusal)
+
+
+def _instantiate(call: arguments.Call, serve: Serve, log_refusal: arguments.LogRefusal) -> int:
+    key = call.serial
+    keyctl.assume_authority(key)
+    has_keyring = call.brings_credentials and _link_credentials(call.words[7:])
+    # No file, no cost: the module that reads it is not even loaded.
+    if not has_keyring and os.path.exists(call.failure_note):
+        from lgss_keyring.front import known_failure
+
+        number, seconds = known_failure.look(call.failure_note, call.words[4])
+        if number:
+            keyctl.reject(key, seconds, number)
+            return 1
+    go_ahead, instantiated = os.pipe()
+    heard, said = os.pipe() if call.is_machine else (-1, -1)
+    if os.fork() == 0:
+        os.close(instantiated)
+        if heard >= 0:
+            os.close(heard)
+        _child(key, call, word.Child(said, go_ahead), serve, log_refusal)
+    os.close(go_ahead)
+    if heard >= 0:
+        os.close(said)
+        number, seconds = word.hear(heard)
+        if number:
+            keyctl.reject(key, seconds, number)
+            return 1
+    if call.words[2] == "user":
+        # One more: the kernel counts whole seconds, and our answer must come before.
+        keyctl.set_timeout(key, call.timeout + 1)
+        # The link makes the child the key's possessor, even when it has become the user.
+        own = keyctl.get_keyring_id(keyctl.KEY_SPEC_SESSION_KEYRING)
+        keyctl.instantiate(key, b"\0", own)
+    else:
+        # No payload, and NEVER our own keyring as destination: this type links itself
+        # there, and naming it hangs us in the kernel (docs/protocol.md 7).
+        keyctl.instantiate(key, None, 0)
+    os.write(instantiated, b"1")
+    return 0
+
+
+def _link_credentials(keyrings: Sequence[str]) -> bool:
+    """Link those of the requestor's keyrings into our own that hold credentials; gives
+    whether there are any.
+
+    With such a link a credential that lives only there stays in the child's reach when the
+    authority is gone (docs/protocol.md 10).  Linking a keyring takes a lock that is the
+    whole kernel's, and a user with a dense graph of keyrings can hold it for a second at a
+    time.  So nothing is linked without need: only a keyring that directly holds a collection
+    of credentials, which a bounded look at its members shows.  A search through the graph
+    would be as slow as its owner likes.
+    """
+    found = False
+    for each in keyrings:
+        try:
+            keyring = int(each)
+            if keyring > 0 and _holds_collection(keyring):
+                keyctl.link(keyring, keyctl.KEY_SPEC_SESSION_KEYRING)
+                found = True
+        except (OSError, ValueError):
+            pass  # a requestor may have no such keyring, or a revoked one
+    return found
+
+
+def _holds_collection(keyring: int) -> bool:
+    for member in keyctl.members(keyring, MEMBERS_LIMIT):
+        try:
+            if COLLECTION in keyctl.describe(member):
+                return True
+        except OSError:
+            pass  # gone, or not ours to look at
+    return False
+
+
+def _child(
+    key: int, call: arguments.Call, front: word.Child, serve: Serve, log_refusal: arguments.LogRefusal
+) -> None:
+    """Serve the upcall; does not return.  Without a word to give, wait until the key is
+    instantiated before."""
+    try:
+        if not front.is_due:
+            # With the default policy this process, woken, preempts its parent, which is
+            # about to exit: the caller was back 0.9 ms later then.
+            _schedule(os.SCHED_BATCH)
+            is_instantiated = front.wait()
+            _schedule(os.SCHED_OTHER)
+            if not is_instantiated:  # our parent was killed, or has refused
+                from lgss_keyring.front import refusal
+
+                if not refusal.instantiated(key, call, log_refusal):
+                    return
+        serve(key, call, front)
+    except BaseException as error:  # a damaged installation must not leave the caller waiting
+        from lgss_keyring.front import answer, refusal
+
+        if front.is_due:
+            number, _ = refusal.cause(error)
+            front.reject(number, answer.FAILURE_LIFE)
+        refusal.last_resort(key, error)
+    finally:
+        os._exit(0)
+
+
+def _schedule(policy: int) -> None:
+    try:
+        os.sched_setscheduler(0, policy, os.sched_param(0))
+    except OSError:
+        pass  # a container may forbid it; it only costs the caller less

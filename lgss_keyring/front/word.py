@@ -1,0 +1,98 @@
+"""What the front and its child say to each other, by two pipes.
+
+The child of a machine's upcall gives its *word* before the key is instantiated: that the
+credential is there, or the errno to reject the key with.  Only what fails then reaches
+people: a mount gives up at once if request_key(2) fails at its first upcall, while every
+later error sends Lustre's recovery into a loop of upcalls for minutes (docs/protocol.md 7).
+An ordinary user's upcall is instantiated at once, and its child gives no word.
+
+The word is one write of 1 or 5 bytes: ``G``, or ``R``, u16 errno, u16 seconds that the
+rejection lives, in host byte order.  The front answers with one byte when the key is
+instantiated, and with the end of the pipe when it is not.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from lgss_keyring.front import keyctl
+
+GO = b"G"
+REJECT = b"R"
+
+
+class Child:
+    """The child's ends of the pipes to its front."""
+
+    def __init__(self, word: int, instantiated: int) -> None:
+        """``word``: the descriptor to write the word to, -1 for an upcall without one;
+        ``instantiated``: the one to read the front's answer from."""
+        self.descriptors = [each for each in (word, instantiated) if each >= 0]
+        self._word = word
+        self._instantiated = instantiated
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the front waits for a word."""
+        return self._word >= 0
+
+    def go(self) -> bool:
+        """Let the front instantiate the key, and wait until it has; see :meth:`wait`."""
+        self._say(GO)
+        return self.wait()
+
+    def wait(self) -> bool:
+        """Wait until the front has instantiated the key, and drop the authority then.
+
+        False if the front ends without a word of it: it was killed, or has refused.  The
+        kernel has revoked the authorisation key at instantiation.  Lustre may request a key
+        of its own in the context of this process later; with the assumed authority that
+        would fail with EKEYREVOKED, and so would our RPC (docs/protocol.md 6).
+        """
+        done = os.read(self._instantiated, 1)
+        os.close(self._instantiated)
+        try:
+            keyctl.assume_authority(0)
+        except OSError:
+            pass  # there was none to drop
+        return bool(done)
+
+    def reject(self, number: int, seconds: int) -> None:
+        """Let the front reject the key with errno ``number`` for ``seconds``."""
+        order = sys.byteorder
+        self._say(REJECT + number.to_bytes(2, order) + min(seconds, 0xFFFF).to_bytes(2, order))
+
+    def close(self) -> None:
+        """Give both ends up, in a process that has nothing to say."""
+        for each in (self._word, self._instantiated):
+            try:
+                os.close(each)
+            except OSError:
+                pass  # closed before, or never there
+        self._word = -1
+
+    def _say(self, word: bytes) -> None:
+        try:
+            os.write(self._word, word)
+        except OSError:
+            pass  # the front was killed
+        os.close(self._word)
+        self._word = -1
+
+
+class NoWordError(Exception):
+    """The child has ended without a word."""
+
+
+def hear(descriptor: int) -> tuple[int, int]:
+    """The child's word: (0, 0) to go on, or the errno and the seconds of a rejection.
+
+    Waits for it; the child bounds the time.  Raises :class:`NoWordError`.
+    """
+    word = os.read(descriptor, 5)
+    if word == GO:
+        return 0, 0
+    if word[:1] != REJECT or len(word) != 5:
+        raise NoWordError
+    return int.from_bytes(word[1:3], sys.byteorder), int.from_bytes(word[3:], sys.byteorder)

@@ -1,0 +1,116 @@
+"""The one place where every upcall ends: the key gets its answer, the log its line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from lgss_keyring.formats import callout
+from lgss_keyring.formats.errors import KeyOperationError, Kind, LgssError
+from lgss_keyring.formats.outcome import Answer, Failed
+from lgss_keyring.front import answer as front_answer
+from lgss_keyring.system import keys
+from lgss_keyring.system.log import PATIENCE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lgss_keyring.system.log import Log
+
+
+def give(key: int, key_type: str, answer: Answer, deadline: float, log: Log) -> bool:
+    """Update ``key`` with ``answer``, again until ``deadline`` (time.monotonic()) while the
+    kernel has not bound its context to it, and say so in one line.
+
+    Gives whether that was an established context and the key has taken it.
+    """
+    lifetime = answer.endtime - int(time.time())
+    if answer.failure is None and lifetime <= 0:
+        answer = Answer.of_failure(
+            Failed(
+                errno.EKEYEXPIRED, 0, Kind.TICKET_EXPIRED, "the context has ended already", "check the clocks"
+            )
+        )
+    failure = answer.failure
+    not_taken = ""
+    is_ordinary = False
+    try:
+        _update(key, answer.payload, deadline)
+        if key_type == "user":
+            _set_life(key, front_answer.FAILURE_LIFE if failure else min(lifetime, callout.INT_MAX))
+    except LgssError as error:
+        # Each unmount that follows a mount at once ends so: nobody needs to know.
+        is_ordinary = failure is not None and failure.kind == Kind.TARGET_GONE and error.errno in keys.GONE
+        nobody = ": nobody waits for it any more" if error.errno in keys.GONE else ""
+        not_taken = error.reason + nobody
+        log.bind(update_errno=errno.errorcode.get(error.errno, str(error.errno)))
+        if failure is None and error.errno == errno.EDQUOT:
+            _answer_shortage(key, key_type, error.errno, deadline)
+    log.patience = PATIENCE  # nobody waits for us any more
+    if failure is not None:
+        log_failure(key, failure, log, f"; {not_taken}" if not_taken else "", is_ordinary)
+        return False
+    if not_taken:
+        lost = f"key {key}: context of {answer.initiator} is lost: {not_taken}"
+        log.event("warning", lost, error=Kind.UNTAKEN)
+        return False
+    uid = log.fields.get("uid", "?")
+    whose_word = "" if uid == "0" else f", as the worker of uid {uid} claims"
+    # Not "established": the kernel takes an update whose import has failed, too, and the
+    # name is the worker's word for its user.
+    log.event(
+        "info",
+        f"key {key}: a context for {lifetime} s was handed to the kernel; "
+        f"initiator {answer.initiator}{whose_word}",
+        step="updated",
+        initiator=answer.initiator,
+    )
+    return True
+
+
+def log_failure(key: int, failure: Failed, log: Log, more: str = "", is_ordinary: bool = False) -> None:
+    """Say why there is no context for ``key``, with ``more`` behind it; at any level, unless
+    that is an ordinary event."""
+    about = f"uid {log.fields.get('uid', '?')}, target {log.fields.get('target', '?')}: "
+    log.event(
+        "info" if is_ordinary else "warning",
+        f"key {key}: {about}{failure.reason}{'; ' if failure.hint else ''}{failure.hint}{more}",
+        error=failure.kind,
+        errno=errno.errorcode.get(failure.errno, str(failure.errno)),
+        gss_major=f"0x{failure.major:08x}",
+        always=not is_ordinary,
+    )
+
+
+def _update(key: int, payload: bytes, deadline: float) -> None:
+    """As :func:`lgss_keyring.front.answer.update`, but raises KeyOperationError."""
+    try:
+        front_answer.update(key, payload, deadline)
+    except OSError as error:
+        number = error.errno or errno.EIO
+        raise KeyOperationError(f"cannot update key {key}: {os.strerror(number)}", errno=number) from error
+
+
+def _set_life(key: int, seconds: int) -> None:
+    # The update has cleared the timeout (docs/protocol.md 10). A kill just here leaves a key
+    # without one; the kernel has no way to do both.
+    try:
+        keys.set_timeout(key, seconds)
+    except LgssError:
+        # A key without an answer is better than one that never ends.
+        keys.invalidate(key)
+        raise
+
+
+def _answer_shortage(key: int, key_type: str, number: int, deadline: float) -> None:
+    """The requestor's quota of bytes has no room for the context: the twelve bytes of failure
+    may fit; else the key goes, so that its requestor need not wait for its timeout."""
+    try:
+        _update(key, front_answer.failure(number), deadline)
+        if key_type == "user":
+            _set_life(key, front_answer.FAILURE_LIFE)
+    except LgssError:
+        try:
+            keys.invalidate(key)
+        except LgssError:
+            pass  # it is gone already
