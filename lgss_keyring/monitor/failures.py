@@ -51,8 +51,12 @@ def note(call: Call, request: UpcallRequest, failure: Failed, settings: Config, 
     KDC's."""
     one_acceptor = NOTED.get(failure.kind)
     if failure.kind == Kind.LIMIT and is_word:
-        one_acceptor = False
+        one_acceptor = True  # it may have been the name service, slow for this one name
     if one_acceptor is None or namespaces.foreign(request.pid):
+        return FAILURE_LIFE
+    if request.is_machine and request.requestor_uid != 0:
+        # An ordinary user can forge such a request, and choose an acceptor that makes it
+        # fail: root's requests must not be rejected for that.
         return FAILURE_LIFE
     name = call.failure_note
     scope = f"{request.lustre_service},{call.words[4].split(':')[7]}" if one_acceptor else "*"
