@@ -37,6 +37,13 @@ def own_start_time() -> int:
         return start_time(file.read())
 
 
+def cgroups_of(text: bytes) -> dict[bytes, bytes]:
+    """/proc/PID/cgroup as paths by hierarchy: its controllers with commas between them, or a
+    name, or nothing for version 2."""
+    lines = (line.split(b":", 2) for line in text.splitlines())
+    return {controllers: path for _, controllers, path in lines}
+
+
 def _read(descriptor: int) -> bytes:
     try:
         pieces = []

@@ -16,6 +16,18 @@ TMP_ENTRIES = 100_000
 CACHE_FILES = 1000
 """How many files of the user's own are opened there as credential caches."""
 
+DATA_BYTES = 256 << 20
+"""The memory of a worker, and of each process that a container's code makes there: RLIMIT_DATA.  A
+worker uses 20 MiB."""
+ADDRESS_SPACE_BYTES = 2 << 30
+"""All of its address space, shared mappings and libraries too: RLIMIT_AS."""
+CONTAINER_PROCESSES = 16
+"""How many processes and threads a container's code may add to those that its user has."""
+ANCESTORS = 8
+"""How many exiting processes, each the next one's parent, are passed over to a living one."""
+CGROUP_TRIES = 4
+"""How often the worker follows a process that is moved to another cgroup meanwhile."""
+
 LEGS = 10
 """How many tokens a negotiation sends.  No mechanism in use takes more than three; an acceptor
 that continues for ever must not keep the worker as long."""

@@ -14,9 +14,11 @@ import errno
 import os
 import stat
 
-from lgss_keyring.formats.errors import CredentialError, Kind, RefusedError
+from lgss_keyring.formats.errors import CredentialError, Kind, LgssError
 from lgss_keyring.system import keyrings
 from lgss_keyring.system.processes import Task
+from lgss_keyring.worker import exiting
+from lgss_keyring.worker.refusal import refusal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +34,6 @@ SYS_OPENAT2 = 437
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 
 ENDED = (errno.ESRCH, errno.ENOENT)
-HINT = "the process that needs the context must live until it has it, and be its user's"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -41,17 +42,7 @@ class _OpenHow(ctypes.Structure):
     _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
 
 
-def refusal(pid: int, why: str, number: int = errno.ESRCH, hint: str = HINT) -> RefusedError:
-    """The error that says ``why`` credentials are not looked for where ``pid`` has its."""
-    return RefusedError(
-        f"cannot look for credentials where process {pid} has its: {why}",
-        errno=number,
-        kind=Kind.NAMESPACE,
-        hint=hint,
-    )
-
-
-def _unreadable(pid: int, error: OSError) -> RefusedError:
+def _unreadable(pid: int, error: OSError) -> LgssError:
     if error.errno in ENDED:
         return refusal(pid, "it has ended")
     return refusal(pid, f"not even root may look into it ({error.strerror})", errno.EACCES)
@@ -190,6 +181,31 @@ def foreign(pid: int) -> bool:
         return bool(pid)
 
 
+def _has_none(task: Task, request: UpcallRequest) -> bool:
+    """Whether ``task`` asks for a user and is exiting, its namespaces taken away already."""
+    try:
+        if request.is_machine or not task.is_exiting():
+            return False
+        task.stat_of("ns/mnt")
+        task.stat_of("ns/net")
+    except OSError as error:
+        return error.errno == errno.ENOENT and not task.has_ended()
+    return False
+
+
+def _of_parent(task: Task, forked: int) -> RequestorNamespaces:
+    """The namespaces of the living process that stands for ``task``, which is exiting."""
+    try:
+        if task.start_time() > forked:
+            raise refusal(task.pid, "it has started after the request; the number was reused")
+        namespaces = RequestorNamespaces(exiting.living_ancestor(task))
+        if "mnt" not in namespaces.different and not exiting.is_in_initial_namespaces(task):
+            raise refusal(task.pid, "it is exiting, in a pid or user namespace of its own", errno.EACCES)
+    except OSError as error:
+        raise _unreadable(task.pid, error) from error
+    return namespaces
+
+
 def find(request: UpcallRequest, forked: int, containers: bool = True) -> RequestorNamespaces | None:
     """The namespaces in which the credentials of ``request`` live, checked; None: ours.
 
@@ -204,7 +220,7 @@ def find(request: UpcallRequest, forked: int, containers: bool = True) -> Reques
         task = Task(request.pid)
     except OSError as error:
         raise refusal(request.pid, "there is no such process any more") from error
-    namespaces = RequestorNamespaces(task)
+    namespaces = _of_parent(task, forked) if _has_none(task, request) else RequestorNamespaces(task)
     if not request.is_machine:
         if namespaces.check_owner(request.uid, forked) != request.uid:
             # A service of root's that works for this user: its credentials are its own.

@@ -6,7 +6,7 @@ import os
 
 from lgss_keyring.formats import config
 from lgss_keyring.formats.errors import ConfigError
-from lgss_keyring.worker import channel, identity, names, namespaces, negotiation
+from lgss_keyring.worker import channel, confinement, identity, names, namespaces, negotiation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def run(
     :func:`identity.become` may read what the user controls.  Raises LgssError.
     """
     connection.close_other_descriptors()
+    confinement.bound()
     identity.replace_environment(settings.krb5.config, settings.names.canonicalize)
     # Loaded while still root: the user need not be able to read the installation, and
     # the user's mount namespace need not have it.
@@ -65,7 +66,10 @@ def _primary_group(request: UpcallRequest) -> int:
 def _become_user(
     request: UpcallRequest, gid: int, found: RequestorNamespaces | None, acceptor: Channel, monitor: int
 ) -> None:
-    """Enter the namespaces in ``found``, if there are any, and become the user for good."""
+    """Enter the namespaces in ``found``, if there are any, confined as the process there, and
+    become the user for good."""
+    if found is not None:
+        confinement.confine_like(found.task, request.uid)
     if found is not None and "net" in found.different:
         acceptor.connect()
     identity.become(request.uid, gid, found.enter if found else None)
