@@ -65,7 +65,7 @@ class UpcallRequest(Callout):
 
     @property
     def keyrings(self) -> tuple[int, int, int]:
-        """The serials of the requestor's keyrings; 0 for one that he does not have."""
+        """The serials of the requestor's keyrings; 0 for one that it does not have."""
         return self.session_keyring, self.thread_keyring, self.process_keyring
 
     @property
@@ -185,7 +185,7 @@ def authorize(request: UpcallRequest) -> None:
     """docs/security.md, "Whom we believe", but for its rows on namespaces; raises RefusedError."""
     if request.requestor_uid == 0:
         return
-    who = f"uid {request.requestor_uid}"
+    requestor = f"uid {request.requestor_uid}"
     if request.is_machine:
         # Lustre itself asks for machine contexts from within ordinary users'
         # processes; forged, such a request gains nothing, as no context is bound to
@@ -193,13 +193,13 @@ def authorize(request: UpcallRequest) -> None:
         # so is a context of uid 0.
         if request.key_type != "lgssc" or request.uid != 0:
             raise RefusedError(
-                f"{who} may not ask for the machine's credential (flags {request.flags})",
+                f"{requestor} may not ask for the machine's credential (flags {request.flags})",
                 hint="only root may; if no program of yours asks for this, that user tries something",
             )
         return
     if request.uid != request.requestor_uid:
         raise RefusedError(
-            f"{who} may not ask for a context of uid {request.uid}",
+            f"{requestor} may not ask for a context of uid {request.uid}",
             hint="only root may; if no program of yours asks for this, that user tries something",
         )
 

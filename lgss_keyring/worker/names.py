@@ -144,7 +144,7 @@ def own_host_name(config: Config) -> str:
         return (
             _bounded(
                 # Bytes: for text Python would load the tables of IDNA, which a user in a
-                # namespace of his own may not have.
+                # mount namespace of their own may not have.
                 lambda: socket.getaddrinfo(os.fsencode(node), None, flags=socket.AI_CANONNAME)[0][3],
                 node,
                 config.names,

@@ -108,7 +108,8 @@ def test_process_that_exits_with_a_file_open_gets_its_context(
     site: Site, upcalls: Upcalls, slow: SlowClose
 ) -> None:
     site.kinit()
-    with exiting_child(slow) as pid, Requestor(USER_UID) as user:
+    # The requestor first: it must not inherit the file that is armed later.
+    with Requestor(USER_UID) as user, exiting_child(slow) as pid:
         established(user.ask(upcalls.name(), user_callout(pid=pid)))
     with Requestor(USER_UID) as user:
         failed(user.ask(upcalls.name(), user_callout(pid=pid)), upcalls, errno.ESRCH, "namespace")

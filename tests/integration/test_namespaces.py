@@ -93,7 +93,7 @@ def test_root_asks_for_a_user_in_a_container(upcalls: Upcalls, root: Requestor, 
 
 
 def test_rootless_container(site: Site, upcalls: Upcalls, hidden: str) -> None:
-    """A user namespace of the user's own, in which he is root, with its own mounts."""
+    """A user namespace of the user's own, in which that user is root, with its own mounts."""
     with (
         process("--user", "--map-root-user", "--mount", script=hidden, uid=USER_UID) as pid,
         Requestor(USER_UID) as user,
@@ -187,7 +187,7 @@ def test_start_time_in_spite_of_the_name(name: str) -> None:
 
 
 def test_foreign_krb5_conf_is_read_by_nobody_but_the_user(site: Site, upcalls: Upcalls, hidden: str) -> None:
-    """It can name plug-ins to load. Here it is a FIFO: whoever reads it waits in it."""
+    """It can name plug-ins to load. Here it is a FIFO: a process that reads it waits in it."""
     fifo = site.directory / "fifo"
     os.mkfifo(fifo)
     fifo.chmod(0o644)

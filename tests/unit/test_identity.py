@@ -89,7 +89,7 @@ def test_what_is_roots_stays_closed(tmp_path: Path) -> None:
 
 @needs_root
 def test_setuid_programs_give_nothing() -> None:
-    """no_new_privs: whatever he executes stays him."""
+    """no_new_privs: what the user executes runs as the user."""
     status = become_and(lambda: Path("/proc/self/status").read_text())
     assert "NoNewPrivs:\t1\n" in status and "CapBnd:" in status
     for line in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
