@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import pwd
+import resource
 import signal
 
 from lgss_keyring.formats.errors import LgssError
@@ -155,6 +156,11 @@ def _capable(status: int) -> bool:
     return False
 
 
-def dumpable(allowed: bool) -> None:
-    """Let processes of our uid look into us, or not; /proc/self is ours only then."""
-    _prctl(PR_SET_DUMPABLE, int(allowed))
+def stay_undumpable() -> None:
+    """Let no other process look into this one, and no core dump hold its keys.
+
+    For every worker, as soon as it is there: root's too, whose keys a core dump would hold.
+    Raises OSError.
+    """
+    _prctl(PR_SET_DUMPABLE, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

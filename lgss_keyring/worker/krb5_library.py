@@ -6,14 +6,15 @@ The types below are libkrb5's; a *context* belongs to one thread of one process.
 from __future__ import annotations
 
 import ctypes
-import os
-import stat
 import time
 
-from lgss_keyring.formats.errors import CredentialError, Kind, LgssError
+from lgss_keyring.formats.errors import LgssError
 from lgss_keyring.formats.record import Record
-from lgss_keyring.system import keyrings
 from lgss_keyring.worker import gss_library, lean_import, limits
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 lean_import.load(
     "krb5", ("_context", "_exceptions", "_principal", "_creds", "_creds_opt", "_ccache", "_cccol", "_kt")
@@ -42,12 +43,12 @@ __all__ = [
     "KeyTab",
     "Krb5Error",
     "Principal",
-    "Tgt",
+    "Ticket",
     "cc_default_name",
     "cc_resolve",
+    "cc_store_cred",
     "cccol_iter",
     "copy_principal",
-    "exists",
     "explain",
     "get_default_realm",
     "get_init_creds_keytab",
@@ -55,44 +56,54 @@ __all__ = [
     "init_context",
     "into_memory",
     "kt_resolve",
-    "own_cache",
     "parse_name_flags",
     "selected",
     "store_in",
     "tgt_of",
+    "tickets_of",
 ]
 
 
-class Tgt(Record):
-    """A ticket-granting ticket of its client's own realm; times in seconds since the epoch."""
+class Ticket(Record):
+    """A ticket of a cache; times in seconds since the epoch."""
 
     creds: Creds
     start: int
     end: int
 
-    def good(self, now: float | None = None) -> bool:
-        """Whether it has left at least 30 minutes or a quarter of its lifetime."""
-        left = self.end - (time.time() if now is None else now)
-        return left > 0 and left >= min(
-            limits.GOOD_TICKET_SECONDS, (self.end - self.start) / limits.GOOD_TICKET_DIVISOR
-        )
+    def good(self, seconds: float = limits.GOOD_TICKET_SECONDS, now: float | None = None) -> bool:
+        """Whether it has begun and has left at least ``seconds`` or a quarter of its lifetime."""
+        now = time.time() if now is None else now
+        share = (self.end - self.start) / limits.GOOD_TICKET_DIVISOR
+        # The clocks of KDC and client may differ; libkrb5 allows as much.
+        begun = self.start <= now + limits.CLOCK_SKEW_SECONDS
+        return begun and self.end > now and self.end - now >= min(seconds, share)
+
+    def is_ticket_granting(self) -> bool:
+        """Whether it is for a KDC, of whatever realm."""
+        return self.creds.server.components[:1] == [b"krbtgt"]
 
 
-def tgt_of(context: Context, cache: CCache) -> Tgt | None:
-    """The longest-lived TGT in ``cache``; None if it has none, or is no cache."""
-    found: Tgt | None = None
-    try:
-        for creds in cache:
-            server = creds.server
-            if server.components[:1] != [b"krbtgt"] or server.components[1:] != [creds.client.realm]:
-                continue
+def tickets_of(cache: CCache) -> list[Ticket]:
+    """All tickets in ``cache``; raises Krb5Error if it is none."""
+    found = []
+    for creds in cache:
+        # libkrb5 keeps its notes about a cache as tickets of this realm.
+        if creds.server.realm != b"X-CACHECONF:":
             times = creds.times
-            tgt = Tgt(creds, times.starttime or times.authtime, times.endtime)
-            if found is None or tgt.end > found.end:
-                found = tgt
+            found.append(Ticket(creds, times.starttime or times.authtime, times.endtime))
+    return found
+
+
+def tgt_of(cache: CCache) -> Ticket | None:
+    """The ticket-granting ticket in ``cache`` for its client's own realm that lives longest;
+    None if there is none, or if this is no cache."""
+    try:
+        tickets = tickets_of(cache)
     except Krb5Error:
         return None
-    return found
+    own = [t for t in tickets if t.creds.server.components == [b"krbtgt", t.creds.client.realm]]
+    return max(own, key=lambda ticket: ticket.end, default=None)
 
 
 def into_memory(context: Context, creds: Creds) -> bytes:
@@ -142,83 +153,12 @@ def selected(service: str) -> bytes | None:
         _libkrb5.krb5_free_context(handle)
 
 
-def store_in(context: Context, name: bytes, creds: Creds) -> None:
-    """Make the cache ``name`` anew, with ``creds``."""
+def store_in(context: Context, name: bytes, tickets: Sequence[Creds]) -> None:
+    """Make the cache ``name`` anew, with ``tickets`` (at least one) of one client."""
     cache = cc_resolve(context, name)
-    cc_initialize(context, cache, creds.client)
-    cc_store_cred(context, cache, creds)
-
-
-def exists(name: bytes, uid: int) -> bool:
-    """Whether resolving ``name`` would find a cache rather than make one.
-
-    libkrb5 makes a keyring for a KEYRING cache that is not there, by merely resolving its
-    name (docs/protocol.md 10); so this looks for it before, and makes nothing.  True for all other
-    types: those are made by writing only.
-    """
-    kind, _, residual = name.partition(b":")
-    if kind != b"KEYRING":
-        return True
-    anchor, colon, rest = residual.partition(b":")
-    collection = rest.partition(b":")[0]
-    if not colon:
-        # The old form, in the session keyring: of one cache, or of a collection.
-        names = (anchor, b"_krb_" + anchor)
-        return any(keyrings.search(keyrings.SESSION, "keyring", each) for each in names)
-    if anchor == b"persistent":
-        # Asking for it (KEYCTL_GET_PERSISTENT) makes it; so it is looked for by name.
-        wanted = b" _persistent.%d:" % (int(collection) if collection.isdigit() else uid)
-        with open("/proc/keys", "rb") as listed:
-            return any(wanted in line for line in listed)
-    ring = _ANCHORS.get(anchor)
-    return ring is not None and bool(keyrings.search(ring, "keyring", b"_krb_" + collection))
-
-
-class own_cache:
-    """The name by which the cache ``name`` can be opened as that of ``uid`` and nobody else's.
-
-    The default one is in /tmp, where anybody may put a FIFO that libkrb5 would wait in, or a
-    cache of his own making.  A FILE cache is opened here, without following a link and
-    without waiting, and is used by its descriptor; a DIR cache's folder must be that
-    user's; all other types are nobody else's to make.  Raises CredentialError with kind
-    no-ticket where there is none, or one that is not taken.
-    """
-
-    def __init__(self, name: bytes, uid: int) -> None:
-        self._name, self._uid = name, uid
-        self._descriptor = -1
-
-    def __enter__(self) -> bytes:
-        name = self._name
-        kind, colon, path = name.partition(b":")
-        if not colon or name.startswith(b"/"):
-            kind, path = b"FILE", name
-        if kind not in (b"FILE", b"WRFILE", b"DIR"):
-            return name
-        shown = path.decode("utf-8", "replace")
-        try:
-            if kind == b"DIR":
-                folder = path if not path.startswith(b":") else os.path.dirname(path[1:])
-                if os.stat(folder).st_uid != self._uid:
-                    raise CredentialError(f"cache {shown} is another user's", kind=Kind.NO_TICKET)
-                return name
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            self._descriptor = os.open(path, flags)
-            status = os.fstat(self._descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_uid != self._uid:
-                self.__exit__()
-                raise CredentialError(f"cache {shown} is another user's, or no file", kind=Kind.NO_TICKET)
-        except OSError as error:
-            raise CredentialError(f"cache {shown}: {error.strerror}", kind=Kind.NO_TICKET) from error
-        return b"FILE:/proc/self/fd/%d" % self._descriptor
-
-    def __exit__(self, *_: object) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-_ANCHORS = {b"thread": -1, b"process": -2, b"session": -3, b"user": -4}
+    cc_initialize(context, cache, tickets[0].client)
+    for creds in tickets:
+        cc_store_cred(context, cache, creds)
 
 
 def explain(error: Krb5Error, doing: str, family: type[LgssError]) -> LgssError:

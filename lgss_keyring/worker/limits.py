@@ -6,6 +6,10 @@ from __future__ import annotations
 # lifetime divided by this number (docs/protocol.md 4).
 GOOD_TICKET_SECONDS = 1800
 GOOD_TICKET_DIVISOR = 4
+CLOCK_SKEW_SECONDS = 300
+GOOD_SERVICE_TICKET_SECONDS = 60
+"""Instead of GOOD_TICKET_SECONDS, for a ticket of one service: the context ends with it, and the next
+one gets another. While the KDC is down this decides how long contexts can be had."""
 
 LOCK_SECONDS = 5.0
 """How long a worker waits for another one that holds the lock of a ticket file of ours."""

@@ -10,6 +10,7 @@ import os
 from lgss_keyring.formats import worker_messages
 from lgss_keyring.formats.errors import ChannelError, ticket_too_big
 from lgss_keyring.formats.outcome import Failed
+from lgss_keyring.worker import identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def serve(end: socket.socket, work: Callable[[MonitorConnection], Established | 
     """Run ``work`` and send what it returns, or what it raises, through ``end``."""
     connection = MonitorConnection(end)
     try:
+        identity.stay_undumpable()
         connection.send_outcome(work(connection))
     except Exception as error:
         # Also an outcome that does not fit a message.

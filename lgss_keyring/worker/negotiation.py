@@ -19,6 +19,7 @@ from lgss_keyring.formats.nid import Nid
 from lgss_keyring.formats.outcome import Established, Failed
 from lgss_keyring.worker import mech, names
 from lgss_keyring.worker.limits import LEGS
+from lgss_keyring.worker.mech.interface import KeptTicketRefusedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,6 +67,11 @@ def negotiate(
         service = names.service_name(request.lustre_service, host)
         report("debug", f"the acceptor is {service}")
         try:
+            return _attempt(request, config, channel, service, report, credential_ready)
+        except KeptTicketRefusedError as error:
+            if channel.once:
+                raise
+            report("info", f"{error.reason}; trying once more with a new ticket")
             return _attempt(request, config, channel, service, report, credential_ready)
         except ChannelError as error:
             # Try once more, from the start and with a new authenticator: the old one

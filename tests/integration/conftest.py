@@ -14,6 +14,7 @@ from tests.support.site import USER_UID, Site, Upcalls
 from tests.support.stage import CHECKOUT, Stage
 
 from .credentials import keytab as keytab
+from .credentials import private as private
 from .credentials import root_cache as root_cache
 from .lgssd_process import daemon as daemon
 from .library import peer as peer

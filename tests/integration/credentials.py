@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -58,9 +59,10 @@ def kinit(site: Site, keytab: Path, principal: str, cache: Path | str, *options:
     subprocess.run(command, env={**os.environ, **site.realm.env}, check=True, capture_output=True)
 
 
-def as_exchanges(site: Site) -> int:
+def issued(site: Site, request: str, client: str = "lustre_root") -> int:
+    """How many tickets the KDC has issued to ``client`` by ``request``: AS_REQ or TGS_REQ."""
     log = (site.realm.directory / "kdc.log").read_text()
-    return sum("AS_REQ" in line and "ISSUE" in line and "lustre_root" in line for line in log.splitlines())
+    return sum(request in line and "ISSUE" in line and client in line for line in log.splitlines())
 
 
 def with_default_cache(site: Site, name: str) -> dict[str, dict[str, str]]:
@@ -72,3 +74,12 @@ def with_default_cache(site: Site, name: str) -> dict[str, dict[str, str]]:
     config.write_text("\n".join([*lines[:at], f"  default_ccache_name = {name}", *lines[at:]]))
     config.chmod(0o644)
     return {"krb5": {"config": str(config)}}
+
+
+@pytest.fixture
+def private(site: Site) -> Iterator[Path]:
+    """The folder of the machine's own tickets, empty."""
+    folder = site.directory / "machine"
+    shutil.rmtree(folder, ignore_errors=True)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

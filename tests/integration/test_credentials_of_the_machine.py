@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,11 @@ import pytest
 from tests.support import keyutils
 from tests.support.realm import Realm
 from tests.support.requestor import Requestor
-from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
+from tests.support.site import USER_UID, Site, machine_callout, user_callout
 
-from .answers import established, proven
-from .credentials import REALM, as_exchanges, initiator, kinit, messages, with_default_cache
+from .answers import proven
+from .credentials import REALM, initiator, kinit, with_default_cache
 from .failures import failed
-from .waiting import pace
 
 
 @pytest.mark.parametrize(
@@ -36,10 +34,14 @@ from .waiting import pace
         (["lustre_oss/localhost", "lustre_mds/localhost"], "m", "lustre_mds/localhost"),
         (["lustre_mds/localhost", "lustre_oss/localhost"], "o", "lustre_oss/localhost"),
         (["lustre_oss/localhost", "lustre_root/localhost"], "rmo", "lustre_oss/localhost"),
-        (["lustre_root"], "rmo", None),
+        (["lustre_root"], "rmo", "lustre_root"),
+        (["host"], "r", "host"),
+        (["lustre_role"], "r", None),
+        (["lustre_mds"], "m", None),
         (["lustre_root/elsewhere"], "r", None),
         (["lustre_mgs/localhost"], "rmo", None),
-        (["lustre_root/localhost/more"], "r", None),
+        (["lustre_root/localhost/nodemap"], "rmo", "lustre_root/localhost/nodemap"),
+        (["lustre_root/localhost/nodemap/more"], "r", None),
     ],
 )
 def test_first_fitting_entry_of_the_keytab(
@@ -66,6 +68,8 @@ def test_realm_must_be_ours_or_the_rules(site: Site, root: Requestor) -> None:
         answer = root.ask(upcalls.name(), machine_callout())
         failed(answer, upcalls, errno.ENOKEY, "not-in-keytab", "OTHER.TEST")
     with site.upcalls(options=f"-R {REALM}") as upcalls:
+        assert initiator(upcalls, root.ask(upcalls.name(), machine_callout())) == "lustre_root/localhost"
+    with site.upcalls(options="-R lgss.Test") as upcalls:
         assert initiator(upcalls, root.ask(upcalls.name(), machine_callout())) == "lustre_root/localhost"
 
 
@@ -144,110 +148,6 @@ def test_what_others_put_where_roots_cache_would_be(
         assert initiator(upcalls, answer) == "lustre_root/localhost"
         proven(site, answer)
     ticket.unlink()
-
-
-def test_folder_of_caches_that_another_has_made(site: Site) -> None:
-    folder = site.directory / "anybodys"
-    folder.mkdir()
-    kinit(site, site.population.user_keytab, "alice", folder / "tkt")
-    (folder / "tkt").chmod(0o644)
-    (folder / "primary").write_text("tkt\n")
-    for path in (folder, *folder.iterdir()):
-        os.chown(path, 61392, 61392)
-    uid = 61391
-    with site.upcalls(with_default_cache(site, f"DIR:{folder}")) as upcalls, Requestor(uid) as user:
-        answer = user.ask(upcalls.name(), user_callout(uid))
-        failed(answer, upcalls, errno.ENOKEY, "no-ticket", "is another user's")
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-def private(site: Site) -> Iterator[Path]:
-    """The folder of the machine's own tickets, empty."""
-    folder = site.directory / "machine"
-    shutil.rmtree(folder, ignore_errors=True)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def cache_in(folder: Path) -> Path:
-    (cache,) = [path for path in folder.iterdir() if path.suffix not in (".lock", ".new")]
-    return cache
-
-
-def test_parallel_mounts_make_one_as_exchange(site: Site, upcalls: Upcalls, private: Path) -> None:
-    before = as_exchanges(site)
-    requestors = [Requestor(0) for _ in range(16)]
-    try:
-        for one in requestors:
-            one.start(upcalls.name(), machine_callout(), wait=pace(20))
-        for one in requestors:
-            established(one.result())
-        assert as_exchanges(site) == before + 1
-        established(requestors[0].ask(upcalls.name(), machine_callout()))
-        assert as_exchanges(site) == before + 1
-    finally:
-        for one in requestors:
-            one.close()
-    cache = cache_in(private)
-    assert cache.stat().st_mode & 0o777 == 0o600 and private.stat().st_mode & 0o777 == 0o700
-    assert cache.name.startswith("lustre_root_localhost@LGSS.TEST.")
-
-
-def test_crash_while_the_ticket_was_written(
-    site: Site, upcalls: Upcalls, root: Requestor, private: Path
-) -> None:
-    """What a killed upcall leaves: half a new file, or at worst a broken one; no lock."""
-    established(root.ask(upcalls.name(), machine_callout()))
-    cache = cache_in(private)
-    good = cache.read_bytes()
-    cache.with_name(cache.name + ".new").write_bytes(good[:100])
-    cache.write_bytes(good[: len(good) // 2])
-    established(root.ask(upcalls.name(), machine_callout()))
-    assert len(cache.read_bytes()) > 300
-    assert sorted(p.suffix for p in private.iterdir() if p != cache) == [".lock"]
-
-
-def test_lock_that_somebody_keeps_is_not_waited_for(
-    site: Site, upcalls: Upcalls, root: Requestor, private: Path
-) -> None:
-    established(root.ask(upcalls.name(), machine_callout()))
-    cache = cache_in(private)
-    cache.unlink()
-    with open(f"{cache}.lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        started = time.monotonic()
-        established(root.ask(upcalls.name(), machine_callout(), wait=pace(12)))
-        assert 4 < time.monotonic() - started < pace(8)
-    assert "not waiting for it any longer" in messages(upcalls)
-
-
-def test_folder_that_others_may_write_is_not_used(
-    site: Site, upcalls: Upcalls, root: Requestor, private: Path
-) -> None:
-    private.mkdir()
-    private.chmod(0o777)
-    established(root.ask(upcalls.name(), machine_callout()))
-    assert list(private.iterdir()) == []
-    assert "others than root may write there" in messages(upcalls)
-
-
-def test_cached_ticket_of_a_realm_made_anew(
-    site: Site, upcalls: Upcalls, root: Requestor, private: Path
-) -> None:
-    """It would stand in the way for its whole life."""
-    established(root.ask(upcalls.name(), machine_callout()))
-    cache = cache_in(private)
-    with Realm() as other:
-        population = other.populate("localhost")
-        command = ["kinit", "-k", "-t", str(population.machine_keytab), "-c", f"FILE:{cache}"]
-        env = {**os.environ, **other.env}
-        subprocess.run([*command, "lustre_root/localhost"], env=env, check=True, capture_output=True)
-    foreign = cache.read_bytes()
-    answer = root.ask(upcalls.name(), machine_callout())
-    proven(site, answer)
-    assert "getting a new one" in messages(upcalls)
-    assert cache.read_bytes() != foreign
 
 
 def test_requestors_keyrings_are_unlinked_before_the_machine_is_looked_for(

@@ -44,6 +44,21 @@ def test_what_others_put_where_a_users_cache_would_be(site: Site, upcalls: Upcal
         cache.unlink()
 
 
+def test_folder_of_caches_that_another_has_made(site: Site) -> None:
+    folder = site.directory / "anybodys"
+    folder.mkdir()
+    kinit(site, site.population.user_keytab, "alice", folder / "tkt")
+    (folder / "tkt").chmod(0o644)
+    (folder / "primary").write_text("tkt\n")
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, 61392, 61392)
+    uid = 61391
+    with site.upcalls(with_default_cache(site, f"DIR:{folder}")) as upcalls, Requestor(uid) as user:
+        answer = user.ask(upcalls.name(), user_callout(uid))
+        failed(answer, upcalls, errno.ENOKEY, "no-ticket", "is another user's")
+    shutil.rmtree(folder)
+
+
 @pytest.fixture
 def elsewhere(site: Site) -> Iterator[Callable[..., Path]]:
     """Put a ticket of alice's into a file of the user's, in /tmp or another folder."""

@@ -9,14 +9,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lgss_keyring.worker import gss_library
+    from lgss_keyring.worker.creds.service_tickets import ServiceTickets
 
 
 class Credential(Record):
     """A credential handle for initiating (RFC 2743, 2.1.1).
 
-    ``anew`` gets another if the KDC does not take this one, which came from a cache; None
-    where that would be the same again.
+    ``anew`` gets another credential if the KDC does not take this one's TGT, which came from
+    a cache; None where that would be the same again.  ``service_tickets``: what is kept for
+    later upcalls of the tickets that come of it; None: nothing.
     """
 
     handle: gss_library.creds.Creds
-    anew: Callable[[], gss_library.creds.Creds] | None = None
+    anew: Callable[[], Credential] | None = None
+    service_tickets: ServiceTickets | None = None

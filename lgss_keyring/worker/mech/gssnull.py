@@ -23,16 +23,16 @@ ENDTIME = 2**32 - 1
 
 
 def prepare(request: UpcallRequest) -> None:
-    """See :class:`lgss_keyring.worker.mech.Mechanism`."""
+    """See :class:`lgss_keyring.worker.mech.interface.Mechanism`."""
 
 
 def initiator(request: UpcallRequest, config: Config, service: str, report: Report) -> NullInitiator:
-    """Begin a context; see :class:`lgss_keyring.worker.mech.Mechanism`."""
+    """Begin a context; see :class:`lgss_keyring.worker.mech.interface.Mechanism`."""
     return NullInitiator(request)
 
 
 class NullInitiator:
-    """See :class:`lgss_keyring.worker.mech.Initiator`."""
+    """See :class:`lgss_keyring.worker.mech.interface.Initiator`."""
 
     def __init__(self, request: UpcallRequest) -> None:
         self.name = f"gssnull of uid {request.uid}"

@@ -6,6 +6,7 @@ from lgss_keyring.formats.crypto import rfc3961
 from lgss_keyring.formats.errors import GSS_S_BAD_MIC, Kind, LgssError, MechanismError
 from lgss_keyring.formats.payload import Krb5Context
 from lgss_keyring.worker import gss_library
+from lgss_keyring.worker.mech.interface import KeptTicketRefusedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,28 +38,23 @@ def _source(request: UpcallRequest) -> Callable[[UpcallRequest, Config, str, Rep
 
 
 def prepare(request: UpcallRequest) -> None:
-    """See :class:`lgss_keyring.worker.mech.Mechanism`."""
+    """See :class:`lgss_keyring.worker.mech.interface.Mechanism`."""
     _source(request)
-    if not request.is_machine:
-        from lgss_keyring.worker.creds import user
-
-        user.preload()
 
 
 def initiator(request: UpcallRequest, config: Config, service: str, report: Report) -> Krb5Initiator:
-    """Begin a context with ``service``; see :class:`lgss_keyring.worker.mech.Mechanism`."""
+    """Begin a context with ``service``; see :class:`lgss_keyring.worker.mech.interface.Mechanism`."""
     report("debug", "looking for a credential, at the KDC if it has to be")
     return Krb5Initiator(_source(request)(request, config, service, report), service, report)
 
 
 class Krb5Initiator:
-    """See :class:`lgss_keyring.worker.mech.Initiator`."""
+    """See :class:`lgss_keyring.worker.mech.interface.Initiator`."""
 
     def __init__(self, credential: Credential, service: str, report: Report) -> None:
         self.complete = False
         self._report = report
-        self._credential = credential.handle
-        self._anew = credential.anew
+        self._credential = credential
         self._service = service
         self._context: gss_library.sec_contexts.SecurityContext | None = None
         self._target = gss_library.names.import_name(service.encode(), gss_library.NameType.hostbased_service)
@@ -67,7 +63,9 @@ class Krb5Initiator:
 
     def _inquire_name(self) -> str:
         try:
-            result = gss_library.creds.inquire_cred(self._credential, lifetime=True, usage=False, mechs=False)
+            result = gss_library.creds.inquire_cred(
+                self._credential.handle, lifetime=True, usage=False, mechs=False
+            )
             name = result.name
             return gss_library.names.display_name(name).name.decode("utf-8", "replace") if name else "?"
         except gss_library.GSSError as error:
@@ -83,17 +81,16 @@ class Krb5Initiator:
         if token is None:
             self._report("debug", f"getting a ticket for {self._service}, from the KDC if there is none yet")
         try:
-            result = self._init(token)
+            result = self._first() if token is None else self._init(token)
         except gss_library.GSSError as error:
             failure = self._failure(f"cannot authenticate {self.name} to {self._service}", error)
-            if token is not None or self._anew is None or failure.kind in TICKET_IS_GOOD:
+            if token is not None or self._credential.anew is None or failure.kind in TICKET_IS_GOOD:
                 raise failure from error
             # The cached ticket may be one of a realm that was made anew, or of keys that
             # were changed: it must not stand in the way until it expires.
-            anew, self._anew = self._anew, None
             self._report("debug", failure.reason)
             try:
-                self._credential = anew()
+                self._credential = self._credential.anew()
             except LgssError as second:
                 # The first cause is the one to mend: there may be no keytab at all.
                 self._report("debug", second.reason)
@@ -106,10 +103,18 @@ class Krb5Initiator:
             raise MechanismError(f"{self._service} did not authenticate itself")
         return result.token or None
 
+    def _first(self) -> InitSecContextResult:
+        """The first gss_init_sec_context, in which libkrb5 gets the ticket for the service."""
+        tickets = self._credential.service_tickets
+        if tickets is None:
+            return self._init(None)
+        with tickets:
+            return self._init(None)
+
     def _init(self, token: bytes | None) -> InitSecContextResult:
         return gss_library.sec_contexts.init_sec_context(
             self._target,
-            self._credential,
+            self._credential.handle,
             self._context,
             gss_library.KRB5,
             gss_library.RequirementFlag.mutual_authentication,
@@ -132,26 +137,28 @@ class Krb5Initiator:
 
     def refused(self, major: int, minor: int, token: bytes) -> MechanismError:
         """The acceptor's refusal, in the mechanism's words if it sent an error token."""
-        words = f"GSS major status 0x{major:08x}, minor {minor}"
+        statuses = f"GSS major status 0x{major:08x}, minor {minor}"
         cause: gss_library.Cause | None = None
         if token and self._context is not None and not self.complete:
             # A KRB-ERROR (RFC 4121, 4.1) says more than the two numbers.
             try:
-                gss_library.sec_contexts.init_sec_context(
-                    self._target, self._credential, self._context, gss_library.KRB5, input_token=token
-                )
+                self._init(token)
             except gss_library.GSSError as error:
-                words = f"{'; '.join(error.get_all_statuses(error.min_code, False))} ({words})"
+                statuses = f"{'; '.join(error.get_all_statuses(error.min_code, False))} ({statuses})"
                 cause = gss_library.cause_of(error)
         self._context = None
+        reason = f"{self._service} refused {self.name}: {statuses}"
         if cause and cause.kind == Kind.CLOCK_SKEW:
             # The one refusal that is not to be repaired in the acceptor's keytab.
-            return MechanismError(
-                f"{self._service} refused {self.name}: {words}",
-                errno=cause.errno, major=major, kind=cause.kind, hint=cause.hint,
-            )  # fmt: skip
-        return MechanismError(
-            f"{self._service} refused {self.name}: {words}",
+            return MechanismError(reason, errno=cause.errno, major=major, kind=cause.kind, hint=cause.hint)
+        family = MechanismError
+        if (tickets := self._credential.service_tickets) is not None:
+            # The service's key may have been changed: the next attempt needs another ticket.
+            tickets.drop()
+            if tickets.from_file:
+                family = KeptTicketRefusedError
+        return family(
+            reason,
             major=major,
             kind=Kind.REFUSED_BY_ACCEPTOR,
             hint="see the acceptor's log; its keytab must have the current key of that service principal",

@@ -1,0 +1,112 @@
+"""The machine's tickets for one service, kept from one upcall to the next.
+
+A file beside the TGT's holds a copy of the TGT and the tickets that libkrb5 got with it for
+this service.  They are put into the MEMORY cache that GSS-API uses.  So N upcalls to one
+server make one TGS exchange, and a context can be had while the KDC is down.  Tickets of
+another TGT are not used: that TGT may be of a realm that was made anew.
+"""
+
+from __future__ import annotations
+
+import os
+
+from lgss_keyring.worker import krb5_library, limits
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lgss_keyring.formats.outcome import Report
+    from lgss_keyring.worker.creds.ticket_file import TicketFile
+
+
+class ServiceTickets:
+    """As a context manager around the first gss_init_sec_context, which does the TGS exchange:
+    that one holds the file's lock unless a ticket is there already, and what libkrb5 got is
+    written to the file."""
+
+    def __init__(
+        self,
+        context: krb5_library.Context,
+        file: TicketFile,
+        tgt: krb5_library.Creds,
+        memory: bytes,
+        report: Report,
+    ) -> None:
+        """``memory`` names the MEMORY cache that has the TGT ``tgt``."""
+        self.from_file = False
+        """Whether a ticket for the service has come from the file."""
+        self._context = context
+        self._file = file
+        self._tgt = tgt
+        self._memory = krb5_library.cc_resolve(context, memory)
+        self._report = report
+        self._lock: int | None = None
+        self._waited_in_vain = False
+        self._loaded = {tgt.ticket}
+        self._load()
+
+    def _load(self) -> None:
+        tickets = self._file.read(self._context)
+        if not any(ticket.creds.ticket == self._tgt.ticket for ticket in tickets):
+            return
+        for ticket in tickets:
+            if ticket.creds.ticket in self._loaded or not ticket.good(limits.GOOD_SERVICE_TICKET_SECONDS):
+                continue
+            krb5_library.cc_store_cred(self._context, self._memory, ticket.creds)
+            self._loaded.add(ticket.creds.ticket)
+            if not ticket.is_ticket_granting():
+                self.from_file = True
+                self._report("debug", f"a ticket for the service is in {self._file.path}")
+
+    def __enter__(self) -> None:
+        if not self.from_file:
+            self._take_lock()
+            self._load()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._keep()
+        finally:
+            self._release()
+
+    def _keep(self) -> None:
+        tickets = [ticket.creds for ticket in krb5_library.tickets_of(self._memory)]
+        if all(creds.ticket in self._loaded for creds in tickets):
+            return
+        # libkrb5 has got others than we had, although we may have had some.
+        self.from_file = False
+        if self._lock is None and not self._waited_in_vain:
+            self._take_lock()
+        if self._lock is not None:
+            self._file.write(self._context, tickets, self._report)
+
+    def drop(self) -> None:
+        """Take the tickets in use out of the file: the acceptor has refused them.  What another
+        upcall has put there meanwhile stays."""
+        in_use = {t.creds.ticket for t in krb5_library.tickets_of(self._memory) if not t.is_ticket_granting()}
+        self._take_lock()
+        try:
+            if self._lock is not None and any(
+                ticket.creds.ticket in in_use for ticket in self._file.read(self._context)
+            ):
+                self._file.remove()
+        except OSError as error:
+            self._report("warning", f"{self._file.path} cannot be removed: {error.strerror}")
+        finally:
+            self._release()
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock = self._file.lock()
+        except OSError as error:
+            self._report("debug", f"no ticket can be kept in {self._file.path}: {error.strerror}")
+            return
+        if self._lock is None:
+            self._waited_in_vain = True
+            text = f"another upcall holds {self._file.path}.lock; not waiting for it any longer"
+            self._report("debug", text)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None

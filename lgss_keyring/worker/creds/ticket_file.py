@@ -1,0 +1,100 @@
+"""A credential cache file of our own, shared by all upcalls of this machine.
+
+A worker that finds no good ticket in it takes the lock, looks again, asks the KDC, writes
+another file beside it and renames that into place.  So a crash at any point leaves the old
+file or none, the kernel gives the lock back, and a hundred upcalls of one mount make one
+exchange with the KDC.  The lock bounds nobody's wait by another's: a worker that has waited
+for ``limits.LOCK_SECONDS`` asks the KDC itself (with the C program one dead KDC stalls every
+upcall of root: docs/security.md, "What programs of this kind taught").
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+import time
+
+from lgss_keyring.worker import krb5_library, limits
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lgss_keyring.formats.outcome import Report
+
+
+class TicketFile:
+    """One such file and its lock."""
+
+    def __init__(self, directory: str, title: str, *identity: object) -> None:
+        """``title`` is the part of the file's name that is for people; ``identity`` is all that
+        the tickets depend on, and its digest keeps different files apart."""
+        self._directory = directory
+        key = "\0".join(str(part) for part in identity).encode("utf-8", "surrogateescape")
+        readable = "".join(c if c.isalnum() or c in "._-@" else "_" for c in title)[:100]
+        self.path = f"{directory}/{readable}.{hashlib.sha256(key).hexdigest()[:12]}"
+
+    def read(self, context: krb5_library.Context) -> list[krb5_library.Ticket]:
+        """All tickets in it; none if it is not there, is damaged, or if others may write its folder."""
+        if not os.path.exists(self.path) or not _is_roots_alone(self._directory):
+            return []
+        try:
+            return krb5_library.tickets_of(krb5_library.cc_resolve(context, self._name(self.path)))
+        except krb5_library.Krb5Error:
+            return []
+
+    def lock(self) -> int | None:
+        """A descriptor that holds the lock until it is closed; None if another worker still
+        holds the lock after ``limits.LOCK_SECONDS``.  Raises OSError, also for a folder that
+        others may write."""
+        try:
+            os.mkdir(self._directory, 0o700)
+        except FileExistsError:
+            pass
+        if not _is_roots_alone(self._directory):
+            raise OSError(errno.EPERM, "others than root may write there")
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(f"{self.path}.lock", flags, 0o600)
+        end = time.monotonic() + limits.LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    os.close(descriptor)
+                    return None
+                time.sleep(limits.LOCK_POLL_SECONDS)
+            else:
+                return descriptor
+
+    def write(
+        self, context: krb5_library.Context, tickets: Sequence[krb5_library.Creds], report: Report
+    ) -> None:
+        """Replace its contents by ``tickets``, while holding the lock; a failure is reported only."""
+        # Only the lock's holder writes this name, so a crash leaves one file at most,
+        # and the next writer begins it anew (libkrb5 unlinks it first).
+        new = f"{self.path}.new"
+        try:
+            krb5_library.store_in(context, self._name(new), tickets)
+            os.rename(new, self.path)
+        except (OSError, krb5_library.Krb5Error) as error:
+            report("warning", f"the ticket cannot be kept in {self.path}: {error}")
+
+    def remove(self) -> None:
+        """Take the file away, while holding the lock.  Raises OSError."""
+        os.unlink(self.path)
+
+    @staticmethod
+    def _name(path: str) -> bytes:
+        return b"FILE:" + os.fsencode(path)
+
+
+def _is_roots_alone(directory: str) -> bool:
+    try:
+        status = os.lstat(directory)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == 0 and not status.st_mode & 0o022
