@@ -21,6 +21,7 @@ from .waiting import pace
 
 FILES = 900
 PTRACE_SEIZE = 0x4206
+WALL = 0x40000000
 
 
 class Tracer:
@@ -54,6 +55,11 @@ class Tracer:
         libc = ctypes.CDLL(None, use_errno=True)
         seen = {"tried": 0, "traced": 0, "opened": 0}
         while not self._end:
+            try:
+                # Else a traced process that has ended would be kept from its parent.
+                os.waitpid(-1, os.WNOHANG | WALL)
+            except ChildProcessError:
+                pass
             for name in os.listdir("/proc"):
                 if not name.isdigit() or int(name) in ignored:
                     continue
@@ -118,6 +124,6 @@ def test_a_process_that_can_be_traced_is_found(site: Site) -> None:
     """Else the test above would prove nothing."""
     tracer = Tracer(USER_UID)
     words = ["setpriv", "--reuid", str(USER_UID), "--regid", str(USER_UID), "--clear-groups", "sleep", "0.5"]
-    subprocess.run(words, check=True)
+    subprocess.run(words, check=True, timeout=20)
     result = tracer.result()
-    assert result["traced"] == 1 and result["opened"] == 1
+    assert result["traced"] >= 1 and result["opened"] >= 1
