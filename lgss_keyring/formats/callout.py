@@ -182,15 +182,16 @@ def format_callout(
 
 
 def authorize(request: UpcallRequest) -> None:
-    """docs/security.md, "Whom we believe", but for its rows on namespaces; raises RefusedError."""
+    """Check ``request`` against the table of docs/security.md, "Whom we believe", but for its rows on
+    namespaces; raises RefusedError."""
     if request.requestor_uid == 0:
         return
     requestor = f"uid {request.requestor_uid}"
     if request.is_machine:
         # Lustre itself asks for machine contexts from within ordinary users'
         # processes; forged, such a request gains nothing, as no context is bound to
-        # its key. A `user` key, though, would be read by who asked. What Lustre asks for
-        # so is a context of uid 0.
+        # its key. A `user` key, though, could be read by the user that asked. Lustre
+        # asks for contexts of uid 0 in this way, and for no others.
         if request.key_type != "lgssc" or request.uid != 0:
             raise RefusedError(
                 f"{requestor} may not ask for the machine's credential (flags {request.flags})",

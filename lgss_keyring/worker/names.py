@@ -37,9 +37,10 @@ def target_host_name(request: UpcallRequest, config: Config) -> str:
     """The host name of the server that ``request`` is for.
 
     ``[hosts]`` may have it by the name of the target, in full (callout field 8) or up to the
-    client's part (``lustre-MDT0000`` of ``lustre-MDT0000-mdc-ffff8f00``): that is the one way for
-    a server with an IPv6 NID, of which a kernel passes a wrong one in field 7 (docs/protocol.md
-    2).  For an MGC field 8 has that NID.  Otherwise as :func:`host_name`, which it also raises as.
+    client's part (``lustre-MDT0000`` of ``lustre-MDT0000-mdc-ffff8f00``): a
+    server with an IPv6 NID has to be named so, as a kernel passes a wrong one in field 7
+    (docs/protocol.md 2).  For an MGC field 8 has the true one.  All other hosts, and the errors, are as
+    for :func:`host_name`.
     """
     target = target_name(request.obd_name)
     for key in (request.obd_name, target):

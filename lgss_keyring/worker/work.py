@@ -45,10 +45,10 @@ def run(
             _check_names_file(connection, inside=found is not None and "mnt" in found.different)
     elif found is not None:
         settings = _for_container(settings, found)
-    place = (
+    where = (
         f", credentials in {' and '.join(sorted(found.different))} of process {found.pid}" if found else ""
     )
-    connection.report("debug", f"working as uid {os.getuid()}, gid {os.getgid()}{place}")
+    connection.report("debug", f"working as uid {os.getuid()}, gid {os.getgid()}{where}")
     return negotiation.negotiate(
         request, settings, acceptor, connection.report, host, connection.credential_ready
     )
