@@ -25,6 +25,18 @@ def test_text_of_a_users_worker_is_called_theirs(site: Site, ticket: int) -> Non
         assert steps and not any("says" in text for text in steps)
 
 
+def test_a_storm_of_upcalls_writes_20_lines(site: Site) -> None:
+    """Each has its own cause, so that the front does not know before that it will fail."""
+    uid = 61381
+    with site.upcalls({"log": {"level": "info"}}) as upcalls, Requestor(uid) as user:
+        for number in range(40):
+            user.ask(upcalls.name(), f"nonsense {number}")
+        time.sleep(0.5)
+        events = upcalls.log()
+        assert {event["LGSS_REQUESTOR"] for event in events} == {str(uid)}
+        assert len(events) == 20 and "are counted, not shown" in events[-1]["message"]
+
+
 def test_failures_of_one_user_are_counted_over_all_processes(site: Site, peer: Peer) -> None:
     """Each request is answered by a process of its own; all of them share one count."""
     uid = 61380
