@@ -104,11 +104,23 @@ def test_good_citation_is_no_fault(text: str) -> None:
     assert not list(citations.faults(text, CHECKOUT / "docs/some.md"))
 
 
-def test_every_file_and_test_named_in_the_retold_design_exists() -> None:
-    text = (CHECKOUT / "docs/design-2008.md").read_text()
-    paths = re.findall(r"`((?:\w+/)*\w+\.py|(?:\w+/)+)`", text)
+@pytest.mark.parametrize("document", ["design-2008.md", "architecture.md"])
+def test_every_file_that_is_named_exists(document: str) -> None:
+    paths = re.findall(r"`((?:\w+/)*\w+\.py|(?:\w+/)+)`", (CHECKOUT / "docs" / document).read_text())
     assert len(paths) > 30
     assert not [path for path in paths if not (PACKAGE / path).exists() and not (CHECKOUT / path).exists()]
+
+
+def test_every_function_named_in_the_tour_is_in_its_file() -> None:
+    named = re.findall(r"`((?:\w+/)*\w+\.py)`, `(\w+)`", (CHECKOUT / "docs/architecture.md").read_text())
+    assert len(named) >= 5
+    for path, name in named:
+        defined = re.findall(r"^ *(?:def|class) (\w+)", (PACKAGE / path).read_text(), re.MULTILINE)
+        assert name in defined, (path, name)
+
+
+def test_every_test_named_in_the_retold_design_exists() -> None:
+    text = (CHECKOUT / "docs/design-2008.md").read_text()
     tests = "".join(source.read_text() for source in (CHECKOUT / "tests/integration").glob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", text)
     assert len(named) > 15
