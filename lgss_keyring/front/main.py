@@ -118,21 +118,22 @@ def _holds_collection(keyring: int) -> bool:
 def _child(
     key: int, call: arguments.Call, front: word.Child, serve: Serve, log_refusal: arguments.LogRefusal
 ) -> None:
-    """Serve the upcall; does not return.  Without a word to give, wait until the key is
-    instantiated before."""
+    """Be the upcall's witness, and have it served by a child; does not return."""
     try:
-        if not front.is_due:
-            # With the default policy this process, woken, preempts its parent, which is
-            # about to exit: the caller was back 0.9 ms later then.
-            _schedule(os.SCHED_BATCH)
-            is_instantiated = front.wait()
-            _schedule(os.SCHED_OTHER)
-            if not is_instantiated:  # our parent was killed, or has refused
-                from lgss_keyring.front import refusal
+        _drop_authority()
+        # With the default policy this process, and its child when it is woken, preempts its
+        # parent, which is about to exit: the caller was back 0.9 ms later then.
+        _schedule(os.SCHED_BATCH)
+        from lgss_keyring.front import witness
 
-                if not refusal.instantiated(key, call, log_refusal):
-                    return
-        serve(key, call, front)
+        witness.detach()
+        front.witness = os.getpid()
+        server = os.fork()
+        if server:
+            front.close()
+            witness.watch(server, key, call, log_refusal)
+        else:
+            _serve(key, call, front, serve, log_refusal)
     except BaseException as error:  # a damaged installation must not leave the caller waiting
         from lgss_keyring.front import answer, refusal
 
@@ -142,6 +143,35 @@ def _child(
         refusal.last_resort(key, error)
     finally:
         os._exit(0)
+
+
+def _serve(
+    key: int, call: arguments.Call, front: word.Child, serve: Serve, log_refusal: arguments.LogRefusal
+) -> None:
+    """Serve the upcall.  Without a word to give, wait until the key is instantiated before."""
+    if not front.is_due:
+        is_instantiated = front.wait()
+        if not is_instantiated:  # the front was killed, or has refused
+            from lgss_keyring.front import refusal
+
+            if not refusal.instantiated(key, call, log_refusal):
+                return
+    _schedule(os.SCHED_OTHER)
+    serve(key, call, front)
+
+
+def _drop_authority() -> None:
+    """Drop the authority over the key.  The front needs it, its child does not.
+
+    The kernel revokes it at instantiation.  Lustre may request a key of its own in the context of
+    a process that writes to init_channel; with the assumed authority that would fail with
+    EKEYREVOKED, and so would our RPC (docs/protocol.md 6).  And a worker of the machine, which
+    looks for its credential before the instantiation, must not search the requestor's keyrings.
+    """
+    try:
+        keyctl.assume_authority(0)
+    except OSError:
+        pass  # there was none to drop
 
 
 def _schedule(policy: int) -> None:

@@ -41,6 +41,9 @@ SHORTAGE = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, er
 compares the two."""
 PATIENCE = 5.0
 """Seconds that the last resort tries to bring its answer to the key."""
+WITNESS_FIRST = 0.1
+"""Seconds that the witness has to answer for the process that it watched, before the front's
+own answer."""
 KILLED = (
     "not even instantiated: lgss_keyring was killed, by its alarm (--timeout) or for want of memory; "
     "this machine is overloaded"
@@ -60,7 +63,7 @@ def refuse(given: Sequence[str], call: Call, error: Exception, log_refusal: LogR
         return 0
     key = call.serial
     if isinstance(error, BrokenPipeError):
-        return _orphaned(key, error)
+        return _orphaned(key, call, error)
     if isinstance(error, OSError):
         number = _shortage(error) or error.errno or errno.EIO
         reason = f"{error.filename or 'fork'}: {error.strerror}"
@@ -83,14 +86,19 @@ def refuse(given: Sequence[str], call: Call, error: Exception, log_refusal: LogR
     return 1
 
 
-def _orphaned(key: int, error: OSError) -> int:
-    """Nobody reads the front's word to its child: the child was killed, and ``key`` is
-    instantiated, so nothing but an update ends it.  A new process makes the update, because
-    the kernel takes none before the front has ended."""
+def _orphaned(key: int, call: Call, error: OSError) -> int:
+    """Nobody reads the front's answer to its child: the process that serves the upcall was
+    killed, and ``key`` is instantiated, so nothing but an update ends it.  The witness makes
+    that, if it was not killed, too.  A new process sees to it, because the kernel takes no
+    update before the front has ended."""
     try:
         if os.fork() == 0:
             try:
-                last_resort(key, error)
+                from lgss_keyring.front import witness
+
+                time.sleep(WITNESS_FIRST)
+                if not witness.has_answer(key, call):
+                    last_resort(key, error)
             finally:
                 os._exit(1)
     except OSError:

@@ -16,8 +16,6 @@ from __future__ import annotations
 import os
 import sys
 
-from lgss_keyring.front import keyctl
-
 GO = b"G"
 REJECT = b"R"
 
@@ -28,9 +26,15 @@ class Child:
     def __init__(self, word: int, instantiated: int) -> None:
         """``word``: the descriptor to write the word to, -1 for an upcall without one;
         ``instantiated``: the one to read the front's answer from."""
-        self.descriptors = [each for each in (word, instantiated) if each >= 0]
         self._word = word
         self._instantiated = instantiated
+        self.witness = 0
+        """The pid of the witness, which was forked while the requestor still waited; 0: none."""
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Those of its descriptors that are still open."""
+        return [each for each in (self._word, self._instantiated) if each >= 0]
 
     @property
     def is_due(self) -> bool:
@@ -43,19 +47,13 @@ class Child:
         return self.wait()
 
     def wait(self) -> bool:
-        """Wait until the front has instantiated the key, and drop the authority then.
+        """Wait until the front has instantiated the key.
 
-        False if the front ends without a word of it: it was killed, or has refused.  The
-        kernel has revoked the authorisation key at instantiation.  Lustre may request a key
-        of its own in the context of this process later; with the assumed authority that
-        would fail with EKEYREVOKED, and so would our RPC (docs/protocol.md 6).
+        False if the front ends without a word of it: it was killed, or has refused.
         """
         done = os.read(self._instantiated, 1)
         os.close(self._instantiated)
-        try:
-            keyctl.assume_authority(0)
-        except OSError:
-            pass  # there was none to drop
+        self._instantiated = -1
         return bool(done)
 
     def reject(self, number: int, seconds: int) -> None:
@@ -65,12 +63,9 @@ class Child:
 
     def close(self) -> None:
         """Give both ends up, in a process that has nothing to say."""
-        for each in (self._word, self._instantiated):
-            try:
-                os.close(each)
-            except OSError:
-                pass  # closed before, or never there
-        self._word = -1
+        for each in self.descriptors:
+            os.close(each)
+        self._word = self._instantiated = -1
 
     def _say(self, word: bytes) -> None:
         try:

@@ -11,5 +11,3 @@ DYING_SECONDS = 0.2
 """Between the end of a process's socket and the end of the process."""
 ALARM_MARGIN = 0.5
 """What the alarm leaves to the ordinary ways of noticing the deadline."""
-WITNESS_PATIENCE = 5.0
-"""How long the witness of a killed monitor tries to bring its answer to the key."""

@@ -1,8 +1,7 @@
-"""The child: from the front's call to the key's answer.
+"""The monitor: from the front's call to the key's answer.
 
-Four processes stand here one after the other.  The child of the front becomes a daemon
-(python-daemon forks twice for that), which is the *witness*: it forks the *monitor*, waits
-for it, and answers the key if the monitor is killed.  The monitor is root and the key's
+The front's child is the *witness* (:mod:`lgss_keyring.front.witness`): it forks the *monitor*,
+waits for it, and answers the key if the monitor is killed.  The monitor is root and the key's
 possessor, and brings the answer.  It forks the *worker*
 (:mod:`lgss_keyring.monitor.worker_process`), which becomes the user and negotiates.
 """
@@ -20,9 +19,9 @@ from lgss_keyring.formats import callout
 from lgss_keyring.formats.errors import SHORTAGE, SHORTAGE_HINT, Kind, LgssError
 from lgss_keyring.formats.outcome import Answer, Failed
 from lgss_keyring.front import answer as front_answer
-from lgss_keyring.monitor import failures, init_channel, key_answer, oom, service
+from lgss_keyring.monitor import failures, init_channel, key_answer, service
 from lgss_keyring.monitor.deadline import Deadline
-from lgss_keyring.monitor.limits import FORGED_PATIENCE, MARGIN, WITNESS_PATIENCE
+from lgss_keyring.monitor.limits import FORGED_PATIENCE, MARGIN
 from lgss_keyring.system import config_file, processes
 from lgss_keyring.system.log import Log
 
@@ -41,23 +40,17 @@ DEBUG_LEVELS = ("error", "warning", "info", "debug", "debug")
 
 def run(key: int, call: Call, front: Child) -> None:
     """Serve the upcall for ``key``, which is instantiated unless ``front`` waits for a word.
-    Does not return."""
-    forked = processes.own_start_time()
+    Does not return, unless it raises what has kept it from any answer."""
+    forked = processes.own_start_time(front.witness)
     started = time.monotonic()
-    daemonize(front.descriptors)
-    oom.set_score(oom.SPARED)
-    monitor = os.fork()
-    if monitor:
-        _witness(monitor, key, call, front)
-    status = 1
+    daemonize(front.descriptors, detach=False)
     upcall = Upcall(key, call, front, started, forked)
     try:
-        status = 0 if upcall.serve() else 1
+        upcall.serve()
     except BaseException as error:
         # A defect of ours is no reason to leave a caller waiting for a timeout.
         upcall.fail(Failed.by(error))
-    finally:
-        os._exit(status)
+    os._exit(0)
 
 
 def log_refusal(key: int, call: Call, reason: str, number: int) -> None:
@@ -68,9 +61,12 @@ def log_refusal(key: int, call: Call, reason: str, number: int) -> None:
     except Exception:  # noqa: S110
         pass  # there is no other process to be had: say it in this one
     log = open_log(call, time.monotonic())[0]
+    log.bind(key=key)
     kind, hint = Kind.BAD_ARGUMENTS, "check the line in /etc/request-key.d that runs lgss_keyring"
     if number == errno.ENOKEY:
         kind, hint = Kind.KILLED, ""
+    elif number == errno.EIO:
+        kind, hint = Kind.KILLED, "somebody killed it, or memory ran out: see the kernel's log"
     elif number in SHORTAGE:
         kind, hint = Kind.RESOURCES, SHORTAGE_HINT
     log.event(
@@ -81,14 +77,15 @@ def log_refusal(key: int, call: Call, reason: str, number: int) -> None:
     )
 
 
-def daemonize(descriptors: Sequence[int]) -> None:
-    """Leave the front's session and everything of its that is open, but ``descriptors``."""
+def daemonize(descriptors: Sequence[int], detach: bool = True) -> None:
+    """Leave everything of the front's that is open, but ``descriptors``; with ``detach`` its
+    session as well, in another process."""
     # detach_process is given, as python-daemon would skip the detaching: its test for
     # "started by init" (parent 1) holds for a child whose front has exited.
     # The signal map is emptied because its SIGTERM handler raises SystemExit in
     # the middle of anything; the default ends us as well, and the key times out.
     daemon.DaemonContext(
-        detach_process=True, umask=0o077, signal_map={}, files_preserve=list(descriptors)
+        detach_process=detach, umask=0o077, signal_map={}, files_preserve=list(descriptors)
     ).open()
     # Hooks of python-daemon, and of all others, are for a Python that exits; we
     # leave by _exit only.
@@ -118,26 +115,8 @@ def open_log(call: Call, started: float) -> tuple[Log, Config | LgssError]:
     return log, settings
 
 
-def _witness(monitor: int, key: int, call: Call, front: Child) -> None:
-    """Wait for the monitor; does not return.  If it is killed, the key is answered here:
-    nobody else would, and its requestor would wait for the timeout."""
-    try:
-        front.close()
-        _, status = os.waitpid(monitor, 0)
-        if os.WIFSIGNALED(status):
-            failure = Failed(
-                errno.EIO,
-                0,
-                Kind.KILLED,
-                f"lgss_keyring was killed by signal {os.WTERMSIG(status)} before it had an answer",
-                "somebody killed it, or memory ran out: see the kernel's log",
-            )
-            log = open_log(call, time.monotonic())[0]
-            log.bind(key=key)
-            deadline = time.monotonic() + WITNESS_PATIENCE
-            key_answer.give(key, call.words[2], Answer.of_failure(failure), deadline, log)
-    finally:
-        os._exit(0)
+class _NoKeyError(Exception):
+    """The front has not instantiated the key, and the log says why."""
 
 
 class Upcall:
@@ -170,6 +149,8 @@ class Upcall:
             self._log.bind(uid=request.uid, target=request.target, mech=request.mechanism)
             callout.authorize(request)
             answer = self._negotiate(request, settings)
+        except _NoKeyError:
+            return False
         except LgssError as error:
             return self.fail(Failed.by(error))
         if answer.failure is not None:
@@ -221,9 +202,7 @@ class Upcall:
 
     def _credential_ready(self) -> None:
         if not self._go():
-            raise LgssError(
-                "the front ended before it instantiated the key", errno=errno.ENOKEY, kind=Kind.KILLED
-            )
+            raise _NoKeyError
 
     def _go(self) -> bool:
         """Let the front instantiate the key; gives whether there is one now."""

@@ -16,7 +16,7 @@ import time
 from lgss_keyring.formats import worker_messages
 from lgss_keyring.formats.errors import Kind, LgssError, LimitError
 from lgss_keyring.formats.outcome import Answer, Failed
-from lgss_keyring.monitor import oom
+from lgss_keyring.front import oom
 from lgss_keyring.monitor.limits import ALARM_MARGIN, DYING_SECONDS
 from lgss_keyring.worker import identity, monitor_connection
 

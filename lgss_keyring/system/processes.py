@@ -31,8 +31,15 @@ def _fields_after_name(stat_line: bytes) -> list[bytes]:
     return stat_line[stat_line.rindex(b")") + 1 :].split()
 
 
-def own_start_time() -> int:
-    """When this process started, in clock ticks since boot."""
+def own_start_time(parent: int = 0) -> int:
+    """When this process started, in clock ticks since boot; or its ``parent``, if that pid is
+    given and the process still lives."""
+    if parent and parent == os.getppid():
+        try:
+            with open(f"/proc/{parent}/stat", "rb") as file:
+                return start_time(file.read())
+        except OSError:
+            pass  # it was killed just now
     with open("/proc/self/stat", "rb") as file:
         return start_time(file.read())
 

@@ -56,11 +56,28 @@ def test_a_front_that_cannot_fork_rejects_with_that_errno(site: Site, root: Requ
 def test_a_child_that_is_killed_before_its_front_is_done_leaves_an_answer(
     site: Site, user: Requestor
 ) -> None:
-    """For want of memory, say. The key is instantiated then: nobody else would update it."""
+    """For want of memory, say. The key is instantiated then: nobody but its witness updates it."""
     program = site.stage.variant("killed_child", "is_instantiated = ", "os.kill(os.getpid(), 9)")
     main = program.parent / "lgss_keyring" / "front" / "main.py"
-    told = 'os.write(instantiated, b"1")'
-    main.write_text(main.read_text().replace(told, f"os.wait(); {told}"))
+    go_on = 'os.write(instantiated, b"1")'
+    main.write_text(main.read_text().replace(go_on, f"os.wait(); {go_on}"))
+    with site.upcalls(program=program) as upcalls:
+        answer = user.ask(upcalls.name(), user_callout())
+        assert payload.unpack(answer.data) == payload.FailurePayload(errno.EIO, 0)
+        assert answer.updated is not None and answer.updated < pace(1)
+        (event,) = upcalls.log("LGSS_ERROR=")
+        table.judge("killed", event["LGSS_ERRNO"], event["message"])
+        assert event["LGSS_KEY"] == str(answer.key)
+
+
+def test_child_and_witness_killed_before_the_front_is_done(site: Site, user: Requestor) -> None:
+    """The front notices that nobody reads what it writes."""
+    program = site.stage.variant(
+        "killed_both", "witness.watch(", "os.kill(server, 9); os.kill(os.getpid(), 9)"
+    )
+    main = program.parent / "lgss_keyring" / "front" / "main.py"
+    go_on = 'os.write(instantiated, b"1")'
+    main.write_text(main.read_text().replace(go_on, f"os.wait(); {go_on}"))
     with site.upcalls(program=program) as upcalls:
         answer = user.ask(upcalls.name(), user_callout())
         assert payload.unpack(answer.data) == payload.FailurePayload(errno.ENOMEM, 0)

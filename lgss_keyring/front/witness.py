@@ -1,0 +1,70 @@
+"""The witness: the front's child, which has the upcall served by a child of its own.
+
+If that child is killed nobody else would answer the key.  The witness has loaded nothing but
+this folder, so it is there from the beginning: also while the child still loads the rest.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from lgss_keyring.front import answer, keyctl, oom
+from lgss_keyring.front.arguments import Call
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lgss_keyring.front.arguments import LogRefusal
+
+PATIENCE = 5.0
+"""Seconds that a witness tries to bring its answer to the key."""
+PLACEHOLDER_SIZE = 1
+"""Bytes that a ``user`` key holds until it has its answer."""
+
+
+def detach() -> None:
+    """Leave the front's session, folder and standard streams."""
+    os.setsid()
+    os.chdir("/")
+    null = os.open("/dev/null", os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    if null > 2:
+        os.close(null)
+    oom.set_score(oom.SPARED)
+
+
+def watch(server: int, key: int, call: Call, log_refusal: LogRefusal) -> None:
+    """Wait for the process ``server``, which serves the upcall; if it is killed give the key the
+    answer EIO, and log that."""
+    _, status = os.waitpid(server, 0)
+    if not os.WIFSIGNALED(status) or has_answer(key, call):
+        return
+    reason = f"lgss_keyring was killed by signal {os.WTERMSIG(status)} before it had an answer"
+    try:
+        answer.update(key, answer.failure(errno.EIO), time.monotonic() + PATIENCE)
+        if call.words[2] == "user":
+            keyctl.set_timeout(key, answer.FAILURE_LIFE)
+    except OSError as error:
+        reason += f"; cannot update key {key}: {error.strerror}"
+    log_refusal(key, call, reason, errno.EIO)
+
+
+def has_answer(key: int, call: Call) -> bool:
+    """Whether ``key`` needs no answer any more.  Waits while it is under construction.
+
+    A key that was rejected has its answer.  One of type ``lgssc`` cannot be read: it counts as
+    one without an answer, because a second update of it has no effect (docs/protocol.md 7).
+    """
+    try:
+        size = keyctl.read(key)
+    except OSError as error:
+        return error.errno not in (errno.EOPNOTSUPP, errno.EACCES)
+    if size == len(answer.failure(1)) and call.words[2] == "user":
+        # Perhaps the update was made and its timeout was not.
+        try:
+            keyctl.set_timeout(key, answer.FAILURE_LIFE)
+        except OSError:
+            pass  # it is gone
+    return size > PLACEHOLDER_SIZE
