@@ -62,18 +62,22 @@ def look(name: str, callout: str) -> tuple[int, int]:
             if f"{mtime} {size} {inode}" != fingerprint(file):
                 return 0, 0
         # Field 10 is one of the last two: a process elsewhere has other credentials.
-        if any(_is_elsewhere(field) for field in fields[-2:]):
+        if any(is_elsewhere(field) for field in fields[-2:]):
             return 0, 0
         return int(number), int(left) + 1
     except (ValueError, IndexError):
         return 0, 0  # damaged, or no callout info of ours
 
 
-def _is_elsewhere(pid: str) -> bool:
-    """Whether process ``pid`` has, or may have, another mount namespace than we."""
+def is_elsewhere(pid: str) -> bool:
+    """Whether process ``pid`` has, or may have, other credentials or another KDC than ours:
+    another mount or network namespace."""
     if not (pid.isascii() and pid.isdecimal() and len(pid) <= 10) or pid == "0":
         return False
     try:
-        return os.stat(f"/proc/{pid}/ns/mnt").st_ino != os.stat("/proc/self/ns/mnt").st_ino
+        return any(
+            os.stat(f"/proc/{pid}/ns/{kind}").st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino
+            for kind in ("mnt", "net")
+        )
     except OSError:
         return True

@@ -12,7 +12,7 @@ from lgss_keyring.formats.errors import Kind
 from lgss_keyring.front import arguments, known_failure
 from lgss_keyring.front.answer import FAILURE_LIFE
 from lgss_keyring.system import config_file
-from lgss_keyring.worker import identity, namespaces
+from lgss_keyring.worker import identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ NOTED = {
     Kind.SERVICE_UNKNOWN: True,
 }
 NOTES_LIMIT = 1000
-"""Old notes are swept when there are more."""
+"""How many notes there may be."""
 
 
 def note(call: Call, request: UpcallRequest, failure: Failed, settings: Config, is_word: bool) -> int:
@@ -52,7 +52,7 @@ def note(call: Call, request: UpcallRequest, failure: Failed, settings: Config, 
     one_acceptor = NOTED.get(failure.kind)
     if failure.kind == Kind.LIMIT and is_word:
         one_acceptor = True  # it may have been the name service, slow for this one name
-    if one_acceptor is None or namespaces.foreign(request.pid):
+    if one_acceptor is None or known_failure.is_elsewhere(str(request.pid)):
         return FAILURE_LIFE
     if request.is_machine and request.requestor_uid != 0:
         # An ordinary user can forge such a request, and choose an acceptor that makes it
@@ -105,9 +105,9 @@ def _causes(call: Call, request: UpcallRequest, failure: Failed, settings: Confi
     else:
         # The default cache as the user's worker has it: theirs to say, so root looks only
         # where no file system of a user's can hold it up.
-        said = failure.cache
+        said, usual = failure.cache, f"/tmp/krb5cc_{request.uid}"  # noqa: S108
         folders = ("/tmp/", f"/run/user/{request.uid}/")  # noqa: S108
-        files.append(said if said.startswith(folders) else f"/tmp/krb5cc_{request.uid}")  # noqa: S108
+        files.append(said if said.startswith(folders) and "/../" not in said else usual)
     return [file for file in files if file.startswith("/") and file.isprintable() and len(file) < 200]
 
 
@@ -124,6 +124,8 @@ def _write(name: str, lines: Sequence[str]) -> None:
         status = os.lstat(folder)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
             return
+        if not os.path.exists(name) and not _has_room(folder):
+            return
         new = f"{name}.{os.getpid()}"
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -131,16 +133,24 @@ def _write(name: str, lines: Sequence[str]) -> None:
         finally:
             os.close(descriptor)
         os.rename(new, name)
-        _sweep(folder)
     except OSError:
         pass
 
 
-def _sweep(folder: str) -> None:
-    """Take old notes away, if there are many."""
+def _has_room(folder: str) -> bool:
+    """Whether there may be one more note; takes old ones away where there are many.  A user
+    with subordinate uids (subuid(5)) could fill /run with notes otherwise."""
     names = [each for each in os.listdir(folder) if each.startswith("failed-")]
-    if len(names) > NOTES_LIMIT:
-        for each in names:
-            lines = known_failure.read(f"{folder}/{each}")
-            if not lines or float(lines[0].split(" ")[1]) < known_failure.now() - LONGEST_LIFE:
-                os.unlink(f"{folder}/{each}")
+    if len(names) < NOTES_LIMIT:
+        return True
+    old = known_failure.now() - LONGEST_LIFE
+    gone = 0
+    for each in names:
+        try:
+            until = float(known_failure.read(f"{folder}/{each}")[0].split(" ")[1])
+        except (IndexError, ValueError):
+            until = 0.0  # damaged, or taken away just now
+        if until < old:
+            os.unlink(f"{folder}/{each}")
+            gone += 1
+    return gone > 0

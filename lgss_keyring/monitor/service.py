@@ -67,5 +67,5 @@ def serve(
     # The code of a container runs in there (its name service, its plug-ins of libkrb5), so
     # the worker gets a pid namespace of its own and sees no process out here.
     hidden = not request.is_machine and namespaces.foreign(request.pid)
-    worker = WorkerProcess(serve_as_user, writer, hidden)
+    worker = WorkerProcess(serve_as_user, writer, hidden, speaker)
     return worker.wait(deadline, report, credential_ready, credential_deadline)

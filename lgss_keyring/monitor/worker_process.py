@@ -89,9 +89,10 @@ class WorkerProcess:
     """A forked worker and our end of its socketpair.
 
     ``work(connection)`` runs in the new process, and what it returns is sent back; it
-    need not be able to import anything that is not yet imported.  ``init_channel`` carries its
-    tokens; without one a worker that sends any is not one of ours.  ``hidden`` puts it into
-    a pid namespace of its own.  Raises OSError if there can be no such process.
+    need not be able to import anything that is not yet imported.  ``init_channel`` writes its
+    tokens; without one a worker that sends any is not one of ours.  ``hidden`` puts it into a
+    pid namespace of its own.  ``speaker`` stands before what it says in the words of a
+    failure.  Raises OSError if there can be no such process.
     """
 
     def __init__(
@@ -99,7 +100,9 @@ class WorkerProcess:
         work: Callable[[MonitorConnection], Established | Failed],
         init_channel: InitChannelWriter | None = None,
         hidden: bool = False,
+        speaker: str = "",
     ) -> None:
+        self._speaker = speaker
         self._init_channel = init_channel
         self._tokens_written = 0
         self._spent = 0.0
@@ -161,7 +164,7 @@ class WorkerProcess:
             self._alarm.at(now.at + spent + ALARM_MARGIN)
             if not self._ready(now.at + spent):
                 raise LimitError(
-                    f"no answer within {now}; last step: {self._phase or 'none'}",
+                    f"no answer within {now}; last step: {self._speaker}{self._phase or 'none'}",
                     hint="a KDC or name service that does not answer is the usual cause; "
                     f"{now.setting} sets this limit",
                 )
@@ -170,7 +173,7 @@ class WorkerProcess:
                 raise self._died()
             said = worker_messages.unpack(message)
             if isinstance(said, Answer):
-                return said
+                return self._attributed(said)
             if isinstance(said, worker_messages.Group):
                 if steps or is_ready or self._gid is not None:
                     raise worker_messages.ProtocolError("a group where none was due from the worker")
@@ -190,6 +193,15 @@ class WorkerProcess:
                 self._phase = said[1]
                 report(*said)
         raise worker_messages.ProtocolError(f"more than {worker_messages.STEP_LIMIT} steps from the worker")
+
+    def _attributed(self, answer: Answer) -> Answer:
+        """``answer``, a failure's reason with its speaker: a user's worker is under that user's
+        control, and the line must not read as if root's process had found this out."""
+        failure = answer.failure
+        if failure is None or not self._speaker:
+            return answer
+        said = {**failure.__dict__, "reason": f"{self._speaker}{failure.reason}"}
+        return Answer.of_failure(Failed(**said))
 
     def _receive(self, length: int, flags: int = 0) -> bytes:
         try:
@@ -261,7 +273,8 @@ class WorkerProcess:
         code = os.waitstatus_to_exitcode(status)
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         return LgssError(
-            f"the worker ended by {how} before it answered; last step: {self._phase or 'none'}",
+            f"the worker ended by {how} before it answered; "
+            f"last step: {self._speaker}{self._phase or 'none'}",
             errno=errno.EIO,
             kind=Kind.WORKER_DIED,
             hint="somebody killed it, or memory ran out: see the kernel's log",

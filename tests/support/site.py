@@ -194,8 +194,10 @@ class Upcalls:
             time.sleep(0.005)
 
     def close(self) -> None:
-        """Take the rule away."""
+        """Take the rule away, and what the upcalls have noted of known failures."""
         self.rule.close()
+        for note in Path("/run/lgss").glob(f"failed-*-{str(self.config_file).replace('/', '%')}"):
+            note.unlink(missing_ok=True)
 
     def __enter__(self) -> Upcalls:
         return self
