@@ -55,7 +55,7 @@ def _line_of_a_rejection(upcalls: Upcalls, kind: str, number: str, words: str) -
 
     def lines() -> list[dict[str, str]]:
         found = [e for e in upcalls.log("LGSS_ERROR=") if (e["time"], e["message"]) not in _judged]
-        return [e for e in found if (e["LGSS_ERROR"], e.get("LGSS_ERRNO")) == (kind, number)]
+        return [e for e in found if (e.get("LGSS_ERROR"), e.get("LGSS_ERRNO")) == (kind, number)]
 
     assert within(1, lambda: lines()), upcalls.log("LGSS_ERROR=")
     event = lines()[-1]

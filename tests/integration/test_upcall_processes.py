@@ -17,7 +17,7 @@ from tests.support.requestor import Requestor
 from tests.support.site import Site, user_callout
 
 from .answers import established
-from .waiting import pace, upcall_processes, within
+from .waiting import pace, root_processes, upcall_processes, within
 
 pytestmark = pytest.mark.vm
 
@@ -72,17 +72,6 @@ def test_nobody_else_of_that_uid_can_look_into_the_worker(site: Site, ticket: in
             assert spy.returncode != 0 and b"denied" in spy.stderr and not spy.stdout
             for pid in upcall_processes(site):
                 os.kill(pid, 9)
-
-
-def root_processes(site: Site) -> tuple[int, int]:
-    """The pids of the one upcall's witness and of its monitor, which is the witness's child."""
-    found = {}
-    for pid in upcall_processes(site):
-        status = Path(f"/proc/{pid}/status").read_text()
-        if "Uid:\t0\t0" in status:
-            found[pid] = int(status.split("PPid:\t")[1].split()[0])
-    ((monitor, witness),) = [(pid, parent) for pid, parent in found.items() if parent in found]
-    return witness, monitor
 
 
 def test_monitor_killed_takes_the_worker_along(site: Site, ticket: int) -> None:

@@ -66,3 +66,14 @@ def within(seconds: float, condition: object) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def root_processes(site: Site) -> tuple[int, int]:
+    """The pids of the one upcall's witness and of its monitor, which is the witness's child."""
+    found = {}
+    for pid in upcall_processes(site):
+        status = Path(f"/proc/{pid}/status").read_text()
+        if "Uid:\t0\t0" in status:
+            found[pid] = int(status.split("PPid:\t")[1].split()[0])
+    ((monitor, witness),) = [(pid, parent) for pid, parent in found.items() if parent in found]
+    return witness, monitor
