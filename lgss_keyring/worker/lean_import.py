@@ -1,16 +1,16 @@
 """Importing parts of a package of extension modules without running its ``__init__``.
 
-``import gssapi`` runs 28 extension modules and ctypes with a search for Windows
-libraries: 41 ms here, of which a context needs 28 (measured as whole processes, medians
-of 30).  ``import krb5`` costs 18 ms, what we use of it 11.  An upcall's caller waits for
+``import gssapi`` runs 28 extension modules and lets ctypes search for Windows libraries.  That
+takes 41 ms, and what a context needs takes 28 ms (medians of 30 whole processes).  ``import
+krb5`` takes 18 ms, and what we use of it 11 ms.  An upcall's caller waits for
 these, so the package objects are made here without running their ``__init__``, and only
 the modules in use are imported below them.
 
-Alternatives weighed: importing the submodules plainly runs every ``__init__`` all the
-same; ctypes over the C libraries would be a second binding to maintain.  What it rests on
-is that the modules import each other by full name, which is how Cython compiles them;
-where the package was imported before (tests, tools, lgssd) that one is used, and if a
-future release breaks the assumption, a plain import is the fall-back.
+There are two alternatives, and both are worse: to import the submodules in the ordinary way
+runs every ``__init__`` all the same, and ctypes over the C libraries would be a second
+binding to maintain.  This works because the modules import each other by full name, as
+Cython compiles them.  A package that was imported before (by tests, tools, lgssd) is used as
+it is.  If a future release breaks the assumption, the package is imported in the ordinary way.
 """
 
 from __future__ import annotations

@@ -149,6 +149,23 @@ def test_ticket_that_is_refused_when_it_is_new(
     assert len(kept(private)) == 1
 
 
+def test_refused_ticket_stays_while_there_is_no_other(
+    site: Site, root: Requestor, upcalls: Upcalls, private: Path, keytab: Callable[..., Path]
+) -> None:
+    """A user's forged request may have made a wrong server refuse it."""
+    established(root.ask(upcalls.name(), OSS))
+    file = kept(private)[1]
+    before = file.read_bytes()
+    acceptor = AcceptorProcess(site.realm, keytab("lustre_mds/localhost"), site.directory)
+    try:
+        with site.upcalls({"rpcsec_gss": {"port": acceptor.port}}) as others, no_kdc(site):
+            answer = root.ask(others.name(), OSS, wait=pace(20))
+            failed(answer, others, errno.EHOSTUNREACH, "kdc-unreachable", limit=20)
+    finally:
+        acceptor.close()
+    assert file.read_bytes() == before
+
+
 def test_service_ticket_that_has_expired(
     site: Site, upcalls: Upcalls, root: Requestor, private: Path
 ) -> None:

@@ -133,8 +133,8 @@ class _Search:
         origin: tuple[str, ...],
         anew: Callable[[], Credential] | None = None,
     ) -> Credential:
-        """A credential by ``tgt``, with what is kept of the tickets for ``service`` of that
-        ``origin``, which is all that a cache of the C program would depend on."""
+        """A credential by ``tgt``, with the tickets for ``service`` that were kept.  ``origin``
+        says where the TGT comes from; TGTs of different origins do not share a file."""
         memory = krb5_library.into_memory(self._context, tgt)
         file = TicketFile(
             self._krb5.ccache_directory, f"{tgt.client}.{service}", self._krb5.config, *origin, service

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from lgss_keyring.formats.outcome import Report
     from lgss_keyring.worker.creds.ticket_file import TicketFile
 
+_rejected: set[bytes] = set()
+"""The tickets that an acceptor has refused in this process, which serves one request."""
+
 
 class ServiceTickets:
     """As a context manager around the first gss_init_sec_context, which does the TGS exchange:
@@ -49,7 +52,9 @@ class ServiceTickets:
         if not any(ticket.creds.ticket == self._tgt.ticket for ticket in tickets):
             return
         for ticket in tickets:
-            if ticket.creds.ticket in self._loaded or not ticket.good(limits.GOOD_SERVICE_TICKET_SECONDS):
+            if ticket.creds.ticket in self._loaded | _rejected:
+                continue
+            if not ticket.good(limits.GOOD_SERVICE_TICKET_SECONDS):
                 continue
             krb5_library.cc_store_cred(self._context, self._memory, ticket.creds)
             self._loaded.add(ticket.creds.ticket)
@@ -80,15 +85,26 @@ class ServiceTickets:
         if self._lock is not None:
             self._file.write(self._context, tickets, self._report)
 
-    def drop(self) -> None:
-        """Take the tickets in use out of the file: the acceptor has refused them.  What another
-        upcall has put there meanwhile stays."""
+    def reject(self) -> bool:
+        """The acceptor has refused the tickets in use.  Gives whether another attempt is worth it:
+        they came from the file, and the next ServiceTickets of this process do not load them.
+
+        They stay in the file until a new one replaces them: users can forge a request that
+        makes a wrong server refuse a good ticket (docs/security.md, "Whom we believe"), and
+        while the KDC is down there would be no other.  A new ticket is not kept if refused.
+        """
         in_use = {t.creds.ticket for t in krb5_library.tickets_of(self._memory) if not t.is_ticket_granting()}
+        _rejected.update(in_use)
+        if not self.from_file:
+            self._take_out(in_use)
+        return self.from_file
+
+    def _take_out(self, in_use: set[bytes]) -> None:
+        """Remove the file, unless another upcall has put other tickets there meanwhile."""
         self._take_lock()
         try:
-            if self._lock is not None and any(
-                ticket.creds.ticket in in_use for ticket in self._file.read(self._context)
-            ):
+            kept = self._file.read(self._context) if self._lock is not None else []
+            if any(ticket.creds.ticket in in_use for ticket in kept):
                 self._file.remove()
         except OSError as error:
             self._report("warning", f"{self._file.path} cannot be removed: {error.strerror}")

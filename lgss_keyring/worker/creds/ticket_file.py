@@ -3,9 +3,9 @@
 A worker that finds no good ticket in it takes the lock, looks again, asks the KDC, writes
 another file beside it and renames that into place.  So a crash at any point leaves the old
 file or none, the kernel gives the lock back, and a hundred upcalls of one mount make one
-exchange with the KDC.  The lock bounds nobody's wait by another's: a worker that has waited
-for ``limits.LOCK_SECONDS`` asks the KDC itself (with the C program one dead KDC stalls every
-upcall of root: docs/security.md, "What programs of this kind taught").
+exchange with the KDC.  A worker that has waited ``limits.LOCK_SECONDS`` for the lock asks the
+KDC itself: with the C program one dead KDC stalls every upcall of root (docs/security.md,
+"What programs of this kind taught").
 """
 
 from __future__ import annotations

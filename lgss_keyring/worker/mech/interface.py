@@ -49,5 +49,5 @@ if TYPE_CHECKING:
 
 
 class KeptTicketRefusedError(MechanismError):
-    """The acceptor has refused a ticket that an earlier upcall had kept, and that is no longer
-    kept: another attempt gets a new one."""
+    """The acceptor has refused a ticket that an earlier upcall had kept: another attempt gets a
+    new one."""

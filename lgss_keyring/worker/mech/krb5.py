@@ -152,11 +152,10 @@ class Krb5Initiator:
             # The one refusal that is not to be repaired in the acceptor's keytab.
             return MechanismError(reason, errno=cause.errno, major=major, kind=cause.kind, hint=cause.hint)
         family = MechanismError
-        if (tickets := self._credential.service_tickets) is not None:
-            # The service's key may have been changed: the next attempt needs another ticket.
-            tickets.drop()
-            if tickets.from_file:
-                family = KeptTicketRefusedError
+        tickets = self._credential.service_tickets
+        if tickets is not None and tickets.reject():
+            # The service's key may have been changed since that ticket was issued.
+            family = KeptTicketRefusedError
         return family(
             reason,
             major=major,
