@@ -53,9 +53,10 @@ def confine_like(task: Task, uid: int) -> None:
     processes more than that user has now.  Raises RefusedError.
     """
     try:
-        _join_cgroups(task)
-        _take_limits(task)
         processes = _tasks_of(uid) + limits.CONTAINER_PROCESSES
+        _join_cgroups(task)
+        # The last, as with the task's limit of descriptors nothing more may be possible to open.
+        _take_limits(task)
         _lower(resource.RLIMIT_NPROC, processes, processes)
     except (OSError, ValueError) as error:
         raise refusal(task.pid, f"cannot be confined as it is: {error}", errno.EACCES, HINT) from error

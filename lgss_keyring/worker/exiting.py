@@ -4,8 +4,9 @@ Lustre closes files of a process after the kernel has taken its namespaces away,
 for a context for that.  /proc/PID/ns/mnt is gone then, but /proc/PID/status can be read.  Without
 the context the server would keep the file's handle.
 
-So the process is served where its living parent has its credentials, if nothing shows that it was
-anywhere else.  docs/security.md, "A process that is exiting", says why no container gets
+So the process is served in our namespaces if it was seen there before
+(:mod:`lgss_keyring.worker.sightings`), and else where its living parent has its credentials, if nothing shows
+that it was anywhere else.  docs/security.md, "A process that is exiting", says why no container gets
 the host's credentials by that.
 """
 

@@ -17,7 +17,7 @@ import stat
 from lgss_keyring.formats.errors import CredentialError, Kind, LgssError
 from lgss_keyring.system import keyrings
 from lgss_keyring.system.processes import Task
-from lgss_keyring.worker import exiting
+from lgss_keyring.worker import exiting, sightings
 from lgss_keyring.worker.refusal import refusal
 
 TYPE_CHECKING = False
@@ -193,26 +193,36 @@ def _has_none(task: Task, request: UpcallRequest) -> bool:
     return False
 
 
-def _of_parent(task: Task, forked: int) -> RequestorNamespaces:
-    """The namespaces of the living process that stands for ``task``, which is exiting."""
+def _of_exiting(task: Task, request: UpcallRequest, forked: int, folder: str) -> RequestorNamespaces | None:
+    """The namespaces in which ``task`` was before it began to exit; None: ours.
+
+    They are ours if an earlier worker saw it in them (``folder`` has that), else those of the living
+    process that stands for it.  Raises RefusedError.
+    """
     try:
         if task.start_time() > forked:
             raise refusal(task.pid, "it has started after the request; the number was reused")
+        initial = exiting.is_in_initial_namespaces(task)
+        uids = {int(uid) for uid in task.status()[b"Uid"].split()}
+        if initial and uids == {request.uid} and sightings.was_seen(folder, task, request.uid):
+            return None
         namespaces = RequestorNamespaces(exiting.living_ancestor(task))
-        if "mnt" not in namespaces.different and not exiting.is_in_initial_namespaces(task):
+        if "mnt" not in namespaces.different and not initial:
             raise refusal(task.pid, "it is exiting, in a pid or user namespace of its own", errno.EACCES)
     except OSError as error:
         raise _unreadable(task.pid, error) from error
     return namespaces
 
 
-def find(request: UpcallRequest, forked: int, containers: bool = True) -> RequestorNamespaces | None:
+def find(
+    request: UpcallRequest, forked: int, containers: bool = True, folder: str = ""
+) -> RequestorNamespaces | None:
     """The namespaces in which the credentials of ``request`` live, checked; None: ours.
 
-    ``forked`` is the start time of the front's child (clock ticks since boot), a few milliseconds later
-    than the front's: until then the requestor still waited.  Without ``containers`` nothing
-    but our own namespaces will do.  Raises RefusedError.  Takes the requestor's keyrings
-    out of our session keyring if the requestor is not the user that it asks for.
+    ``forked`` is the start time of the front's child (clock ticks since boot), a few milliseconds
+    later than the front's: until then the requestor still waited.  Without ``containers``
+    nothing but our own namespaces will do.  ``folder``, if it is not empty, is where
+    :mod:`lgss_keyring.worker.sightings` are kept.  Raises RefusedError.
     """
     if not request.pid or (request.is_machine and request.requestor_uid != 0):
         return None
@@ -220,20 +230,49 @@ def find(request: UpcallRequest, forked: int, containers: bool = True) -> Reques
         task = Task(request.pid)
     except OSError as error:
         raise refusal(request.pid, "there is no such process any more") from error
-    namespaces = _of_parent(task, forked) if _has_none(task, request) else RequestorNamespaces(task)
-    if not request.is_machine:
-        if namespaces.check_owner(request.uid, forked) != request.uid:
-            # A service of root's that works for this user: its credentials are its own.
-            keyrings.unlink_requestor(request.keyrings)
-        if request.uid == 0:
-            namespaces.check_ours()
-        if "mnt" in namespaces.different and os.getpid() != 1:
-            raise refusal(request.pid, "it has changed its mount namespace meanwhile")
-    elif "mnt" in namespaces.different:
-        namespaces.check_initial()
-    else:
+    namespaces = _of_machine(task) if request.is_machine else _of_user(task, request, forked, folder)
+    if namespaces is not None and not containers:
+        raise refusal(request.pid, "[upcall] containers is off", errno.EACCES)
+    return namespaces
+
+
+def _of_machine(task: Task) -> RequestorNamespaces | None:
+    namespaces = RequestorNamespaces(task)
+    if "mnt" not in namespaces.different:
         # A keytab is a file: another network namespace alone changes nothing.
         return None
-    if namespaces.different and not containers:
-        raise refusal(request.pid, "[upcall] containers is off", errno.EACCES)
-    return namespaces if namespaces.different else None
+    namespaces.check_initial()
+    return namespaces
+
+
+def _of_user(task: Task, request: UpcallRequest, forked: int, folder: str) -> RequestorNamespaces | None:
+    """As :func:`find`.  Takes the requestor's keyrings out of our session keyring if the requestor is not
+    the user that it asks for."""
+    if _has_none(task, request):
+        found = _of_exiting(task, request, forked, folder)
+        if found is None:
+            return None
+        namespaces = found
+    else:
+        namespaces = RequestorNamespaces(task)
+    owner = namespaces.check_owner(request.uid, forked)
+    if owner != request.uid:
+        # A service of root's that works for this user: its credentials are its own.
+        keyrings.unlink_requestor(request.keyrings)
+    if request.uid == 0:
+        namespaces.check_ours()
+    if "mnt" in namespaces.different and os.getpid() != 1:
+        raise refusal(request.pid, "it has changed its mount namespace meanwhile")
+    if namespaces.different:
+        return namespaces
+    if folder and owner == request.uid != 0 and namespaces.task is task:
+        _remember(task, request.uid, folder)
+    return None
+
+
+def _remember(task: Task, uid: int, folder: str) -> None:
+    try:
+        if exiting.is_in_initial_namespaces(task):
+            sightings.remember(folder, task, uid)
+    except OSError:
+        pass  # it ends at this moment

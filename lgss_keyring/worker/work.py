@@ -38,7 +38,8 @@ def run(
     connection.send_group(gid)
     # The program that is asked for some names runs as root, never as the user.
     host = names.target_host_name(request, settings) if names.needs_program(request, settings) else ""
-    found = namespaces.find(request, forked, settings.upcall.containers)
+    folder = settings.krb5.ccache_directory
+    found = namespaces.find(request, forked, settings.upcall.containers, folder)
     if not request.is_machine:
         _become_user(request, gid, found, acceptor, monitor)
         if not settings.names.canonicalize:

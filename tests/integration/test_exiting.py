@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,11 +42,14 @@ def exiting_child(
     command: tuple[str, ...] = (),
     uid: int = USER_UID,
     orphan: bool = False,
+    before: Callable[[int], object] = lambda pid: None,
+    bytes_: bytes = b"x",
 ) -> Iterator[int]:
     """The pid of a process that is exiting, while its parent, the user's, lives.
 
     ``child`` and ``parent`` are Python that these run before, ``command`` a program through
     which the parent runs; an ``orphan`` has root for its parent.
+    ``before`` is called before it exits, which it does after ``bytes_``.
     """
     holder = slow.holder()
     script = (
@@ -76,9 +79,10 @@ def exiting_child(
         try:
             assert started.stdin and started.stdout
             pid = int(started.stdout.readline())
+            before(pid)
             holder.close()
             slow.arm()
-            started.stdin.write(b"x")
+            started.stdin.write(bytes_)
             started.stdin.flush()
             assert within(5, lambda: not os.path.exists(f"/proc/{pid}/ns/mnt"))
             task = processes.Task(pid)
@@ -94,8 +98,8 @@ def request(pid: int, uid: int = USER_UID) -> UpcallRequest:
     return parse_request(words)
 
 
-def find(pid: int) -> namespaces.RequestorNamespaces | None:
-    return namespaces.find(request(pid), processes.own_start_time() + 10**6)
+def find(pid: int, folder: str = "") -> namespaces.RequestorNamespaces | None:
+    return namespaces.find(request(pid), processes.own_start_time() + 10**6, folder=folder)
 
 
 def refused(pid: int, words: str, number: int = errno.ESRCH) -> None:
@@ -134,8 +138,8 @@ def test_in_the_namespaces_of_its_parent_if_these_are_others(slow: SlowClose) ->
     with exiting_child(slow, command=command, uid=0) as pid:
         task = processes.Task(pid)
         assert namespaces.foreign(pid)
-        found = namespaces._of_parent(task, task.start_time())
-        assert found.different == {"mnt"} and found.pid == int(task.status()[b"PPid"])
+        found = namespaces._of_exiting(task, request(pid), task.start_time(), "")
+        assert found and found.different == {"mnt"} and found.pid == int(task.status()[b"PPid"])
 
 
 @pytest.mark.parametrize(
@@ -182,6 +186,44 @@ def test_child_of_root_is_refused(slow: SlowClose) -> None:
     """Root starts containers, too, so that its namespaces say nothing of its child's."""
     with exiting_child(slow, orphan=True) as pid:
         refused(pid, "Uid differs")
+
+
+def test_process_that_was_seen_in_our_namespaces_is_known_while_it_exits(
+    slow: SlowClose, tmp_path: Path
+) -> None:
+    """Whatever its parent is."""
+    folder = str(tmp_path / "lgss")
+    with exiting_child(slow, orphan=True, before=lambda pid: find(pid, folder)) as pid:
+        assert find(pid, folder) is None
+        refused(pid, "Uid differs")
+        os.chmod(folder, 0o777)  # anybody could have written there
+        with pytest.raises(RefusedError):
+            find(pid, folder)
+
+
+def test_process_that_was_confined_since_it_was_seen_is_not_known(slow: SlowClose, tmp_path: Path) -> None:
+    """As a set-uid program does that starts a container in the same process."""
+    folder = str(tmp_path / "lgss")
+    confine = "os.read(0, 1); libc.prctl(38, 1, 0, 0, 0)"
+    child = f"print(os.getpid(), flush=True); {confine}"
+    with exiting_child(
+        slow, orphan=True, child=child, before=lambda pid: find(pid, folder), bytes_=b"xx"
+    ) as pid:
+        with pytest.raises(RefusedError, match="nor a parent to go by"):
+            find(pid, folder)
+
+
+def test_process_seen_in_another_namespace_is_not_remembered(slow: SlowClose, tmp_path: Path) -> None:
+    folder = str(tmp_path / "lgss")
+    command = ("unshare", "--mount", "setpriv", f"--reuid={USER_UID}", f"--regid={USER_UID}")
+
+    def before(pid: int) -> None:
+        with pytest.raises(RefusedError, match="changed its mount namespace"):
+            find(pid, folder)
+
+    with exiting_child(slow, command=(*command, "--clear-groups"), uid=0, orphan=True, before=before) as pid:
+        with pytest.raises(RefusedError, match="Uid differs"):
+            find(pid, folder)
 
 
 def test_zombie_is_no_process_any_more() -> None:

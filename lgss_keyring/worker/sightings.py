@@ -1,0 +1,74 @@
+"""Which processes have been seen in our own namespaces, so that they are known while they exit.
+
+A process that is exiting has no namespaces any more (:mod:`lgss_keyring.worker.exiting`).  If it asked
+for a context before, the worker of that time, still root, has looked at them.  What it saw stays in one
+file of root's in /run/lgss (``[krb5] ccache_directory``), one slot for each pid modulo :data:`SLOTS`:
+
+    u32 pid, uid;  u64 start time (clock ticks since boot), capability bounding set;
+    u8 NoNewPrivs, Seccomp;  16 bytes boot id;  22 bytes 0
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lgss_keyring.system.processes import Task
+
+SLOTS = 32768
+"""2 MiB at most.  A process that takes the slot of another one makes that unknown, no more."""
+_SLOT = struct.Struct("=IIQQBB16s22x")
+assert _SLOT.size == 64
+
+
+def remember(folder: str, task: Task, uid: int) -> None:
+    """Note that ``task``, of ``uid``, is in our namespaces now.  Raises nothing: what cannot be noted is
+    not known later."""
+    _with_slot(folder, task, uid, write=True)
+
+
+def was_seen(folder: str, task: Task, uid: int) -> bool:
+    """Whether ``task``, which is of ``uid`` and confined as it was then, was seen in our namespaces."""
+    return _with_slot(folder, task, uid, write=False)
+
+
+def _with_slot(folder: str, task: Task, uid: int, write: bool) -> bool:
+    """Whether the slot has this very task; with ``write`` it gets it if it had not."""
+    try:
+        slot = _slot_of(task, uid)
+        descriptor = _open(folder, write)
+        try:
+            at = task.pid % SLOTS * _SLOT.size
+            found = os.pread(descriptor, _SLOT.size, at) == slot
+            if write and not found:
+                os.pwrite(descriptor, slot, at)
+            return found
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError, KeyError, struct.error):
+        return False
+
+
+def _slot_of(task: Task, uid: int) -> bytes:
+    status = task.status()
+    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        boot = bytes.fromhex(file.read().decode("ascii").replace("-", ""))
+    confinement = int(status[b"NoNewPrivs"]), int(status[b"Seccomp"])
+    return _SLOT.pack(task.pid, uid, task.start_time(), int(status[b"CapBnd"], 16), *confinement, boot)
+
+
+def _open(folder: str, write: bool) -> int:
+    """The file, opened; raises OSError, also if another than this user can write the folder."""
+    if write:
+        try:
+            os.mkdir(folder, 0o700)
+        except FileExistsError:
+            pass
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise PermissionError
+    flags = os.O_RDWR | os.O_CREAT if write else os.O_RDONLY
+    return os.open(f"{folder}/seen", flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
