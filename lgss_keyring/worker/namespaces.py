@@ -173,10 +173,10 @@ class RequestorNamespaces:
 
 
 def foreign(pid: int) -> bool:
-    """Whether process ``pid`` may live in another mount namespace, at a glance: what is found
-    out here is checked by :func:`find`."""
+    """Whether process ``pid`` may live in another mount or network namespace, at a glance: what is
+    found out here is checked by :func:`find`."""
     try:
-        return not _is_ours(os.stat(f"/proc/{pid}/ns/mnt"), "mnt")
+        return not all(_is_ours(os.stat(f"/proc/{pid}/ns/{kind}"), kind) for kind in ENTERED)
     except OSError:
         return bool(pid)
 

@@ -200,11 +200,7 @@ def test_foreign_krb5_conf_is_read_by_nobody_but_the_user(site: Site, upcalls: U
             assert user.ask(upcalls.name(), user_callout(pid=pid), wait=0).error == 0
 
             def entered() -> list[str]:
-                return [
-                    Path(f"/proc/{each}/status").read_text()
-                    for each in upcall_processes(site)
-                    if os.stat(f"/proc/{each}/ns/mnt").st_ino == inside
-                ]
+                return [Path(f"/proc/{each}/status").read_text() for each in workers_in(site, inside)]
 
             assert within(3, lambda: len(entered()) == 1)
             time.sleep(pace(0.3))  # it waits, and for as long as this it has been the user
@@ -225,15 +221,23 @@ def test_worker_in_a_container_has_nothing_of_the_host(site: Site, upcalls: Upca
             assert user.ask(upcalls.name(), user_callout(pid=contained), wait=0).error == 0
             inside = os.stat(f"/proc/{contained}/ns/mnt").st_ino
             assert within(3, lambda: any("getting a ticket" in e["message"] for e in upcalls.log()))
-            (worker,) = (
-                each for each in upcall_processes(site) if os.stat(f"/proc/{each}/ns/mnt").st_ino == inside
-            )
+            (worker,) = workers_in(site, inside)
             # What it has open for a moment only, its cache say, is its own.
             assert within(3, lambda: held_by(worker) == {"socket:", "/dev/null"}), held_by(worker)
             (pids,) = re.findall(r"^NSpid:\s+(.*)$", Path(f"/proc/{worker}/status").read_text(), re.MULTILINE)
             assert pids.split() == [str(worker), "1"]
             os.kill(root_processes(site)[1], 9)
             assert within(1, lambda: not upcall_processes(site))
+
+
+def workers_in(site: Site, inside: int) -> list[int]:
+    """The pids of the upcalls' processes in the mount namespace with the inode ``inside``."""
+    found = []
+    for pid in upcall_processes(site):
+        with contextlib.suppress(OSError):  # it has ended
+            if os.stat(f"/proc/{pid}/ns/mnt").st_ino == inside:
+                found.append(pid)
+    return found
 
 
 def held_by(pid: int) -> set[str]:
