@@ -18,8 +18,8 @@ from lgss_keyring.worker import confinement, identity, limits
 from tests.support.requestor import Requestor
 from tests.support.site import USER_UID, Site, Upcalls, user_callout
 
-from .test_namespaces import process, workers_in
-from .waiting import upcall_processes, within
+from .test_namespaces import process
+from .waiting import upcall_processes, within, workers_in
 
 pytestmark = pytest.mark.vm
 

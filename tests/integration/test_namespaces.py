@@ -26,7 +26,7 @@ from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_ca
 from .answers import established, proven
 from .credentials import initiator, kinit
 from .failures import failed
-from .waiting import pace, root_processes, upcall_processes, within
+from .waiting import pace, root_processes, upcall_processes, within, workers_in
 
 pytestmark = pytest.mark.vm
 
@@ -228,16 +228,6 @@ def test_worker_in_a_container_has_nothing_of_the_host(site: Site, upcalls: Upca
             assert pids.split() == [str(worker), "1"]
             os.kill(root_processes(site)[1], 9)
             assert within(1, lambda: not upcall_processes(site))
-
-
-def workers_in(site: Site, inside: int) -> list[int]:
-    """The pids of the upcalls' processes in the mount namespace with the inode ``inside``."""
-    found = []
-    for pid in upcall_processes(site):
-        with contextlib.suppress(OSError):  # it has ended
-            if os.stat(f"/proc/{pid}/ns/mnt").st_ino == inside:
-                found.append(pid)
-    return found
 
 
 def held_by(pid: int) -> set[str]:

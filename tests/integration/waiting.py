@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -77,3 +78,15 @@ def root_processes(site: Site) -> tuple[int, int]:
             found[pid] = int(status.split("PPid:\t")[1].split()[0])
     ((monitor, witness),) = [(pid, parent) for pid, parent in found.items() if parent in found]
     return witness, monitor
+
+
+def workers_in(site: Site, inside: int) -> list[int]:
+    """The pids of the upcalls' processes in the mount namespace with the inode ``inside``."""
+    found = []
+    for pid in upcall_processes(site):
+        try:
+            if os.stat(f"/proc/{pid}/ns/mnt").st_ino == inside:
+                found.append(pid)
+        except OSError:
+            pass  # it has ended
+    return found
