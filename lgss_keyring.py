@@ -8,8 +8,9 @@ file, which it compiles at each upcall (0.1 ms for every 15 statements), only fi
 import os
 import sys
 
-# Installed or staged, package and dependencies lie beside the file that the link
-# in sbin points to. Behind the standard library, whose names nobody may take over.
+# Installed or staged, package and dependencies lie beside the file that the link in sbin
+# points to. They come last in the search, so that none of them replaces a module of the
+# standard library.
 sys.path.append(os.path.dirname(os.path.realpath(__file__)))
 
 try:
@@ -23,10 +24,10 @@ except Exception as error:
     os._exit(1)
 
 
-def serve(key, call, started):
+def serve(key, call, front):
     from lgss_keyring.monitor import upcall
 
-    upcall.run(key, call, started)
+    upcall.run(key, call, front)
 
 
 def log_refusal(key, call, reason, number):
@@ -36,5 +37,5 @@ def log_refusal(key, call, reason, number):
 
 
 if __name__ == "__main__":
-    # Not sys.exit: tearing the interpreter down would be paid for by the caller.
+    # Not sys.exit: the caller would wait while the interpreter is torn down.
     os._exit(main.run(sys.argv[1:], serve, log_refusal))

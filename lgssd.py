@@ -4,7 +4,7 @@
 import os
 import sys
 
-# As in lgss_keyring.py: package and dependencies lie beside the file that the link leads to.
+# As in lgss_keyring.py: package and dependencies lie beside the file that the link points to.
 sys.path.append(os.path.dirname(os.path.realpath(__file__)))
 
 from lgss_keyring.daemon.__main__ import main

@@ -1,7 +1,7 @@
-"""The answer of failure to a key, and the update that brings an answer.
+"""The payload of a failure, and the update that brings a payload to the key.
 
-For the monitor, and for the front's last resort, which must work when nothing but this
-folder can be loaded.
+Both are used by the monitor, and by the front's last resort, which must work when nothing but
+this folder can be loaded.
 """
 
 from __future__ import annotations

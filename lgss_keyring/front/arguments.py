@@ -18,18 +18,26 @@ DEFAULT_TIMEOUT = 30
 SHORTEST_TIMEOUT, LONGEST_TIMEOUT = 2, 3600
 """Seconds that --timeout takes."""
 USER_PREFIX = "lgss:"
-"""What the description of a ``user`` key begins with that is ours."""
+"""The beginning of the description of each ``user`` key that is ours."""
 LONGEST_SERIAL = 2**31 - 1
 NOTES = "/run/lgss"
-"""The folder of notes of known failures, and of all else that may vanish at a reboot."""
+"""The folder of the notes of known failures, and of other files that need not outlive a reboot."""
 
 
 class Call:
-    """What the rule and the kernel say: ``options`` by name ("realm", "config", "timeout"),
-    ``words`` from the operation on, and ``unknown``, the first option that is none or has no
-    value (empty: there is no such option)."""
+    """The arguments of one run, from the rule's line and from the kernel.
 
-    __slots__ = ("options", "unknown", "words")
+    ``options``
+        the values of options by name: "realm", "config", "timeout".
+    ``arguments``
+        those of docs/protocol.md 1, from ``create`` on.
+    ``unknown``
+        the first option that is not one of ours or has no value; empty if there is none.
+
+    The properties are empty, or 0, where an argument is missing.
+    """
+
+    __slots__ = ("arguments", "options", "unknown")
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.options: dict[str, str] = {}
@@ -44,14 +52,37 @@ class Call:
             else:
                 self.options[name] = arguments[at + 1]
             at += 2
-        self.words = list(arguments[at:])
+        self.arguments = list(arguments[at:])
+
+    def _argument(self, index: int) -> str:
+        return self.arguments[index] if index < len(self.arguments) else ""
 
     @property
     def serial(self) -> int:
         """The serial of the key, 0 if there is none."""
-        text = self.words[1] if len(self.words) > 1 else ""
+        text = self._argument(1)
         number = int(text) if text.isascii() and text.isdecimal() and len(text) <= 10 else 0
         return number if number <= LONGEST_SERIAL else 0
+
+    @property
+    def key_type(self) -> str:
+        """The key's type, ``lgssc`` or ``user``."""
+        return self._argument(2)
+
+    @property
+    def callout(self) -> str:
+        """Callout info, not checked."""
+        return self._argument(4)
+
+    @property
+    def requestor(self) -> str:
+        """The uid of the requestor."""
+        return self._argument(5)
+
+    @property
+    def keyrings(self) -> list[str]:
+        """The serials of the requestor's thread, process and session keyring."""
+        return self.arguments[7:]
 
     @property
     def timeout(self) -> int:
@@ -66,50 +97,50 @@ class Call:
     def is_machine(self) -> bool:
         """Whether the machine's credential is asked for: callout field 4 has flags
         (docs/protocol.md 2).  The fields are checked elsewhere, later."""
-        fields = self.words[4].split(":", 5)
+        fields = self.callout.split(":", 5)
         return len(fields) > 4 and fields[4] != ""
 
     @property
     def brings_credentials(self) -> bool:
-        """Whether the requestor asks for itself (callout field 2 is the uid that the kernel
-        says): nobody else's credentials may come along."""
-        fields = self.words[4].split(":", 3)
-        return not self.is_machine and len(fields) > 2 and fields[2] == self.words[5]
+        """Whether the credentials in the requestor's keyrings may be used: only if the
+        requestor asks for a context of its own uid (callout field 2)."""
+        fields = self.callout.split(":", 3)
+        return not self.is_machine and len(fields) > 2 and fields[2] == self.requestor
 
     @property
     def failure_note(self) -> str:
-        """The file that tells of a failure of this request which is known already
-        (:mod:`.known_failure`); empty for a request that cannot have one."""
-        fields = self.words[4].split(":", 5)
+        """The path of the note that says that this request is known to fail
+        (:mod:`.known_failure`), if there is one; empty for a request that cannot have any."""
+        fields = self.callout.split(":", 5)
         if len(fields) < 5:
             return ""
         flags, uid = fields[4], fields[2]
         if flags:
             if len(flags) > 3 or set(flags) - set("rmo"):
                 return ""
-            who = f"machine-{''.join(sorted(flags))}"
+            owner = f"machine-{''.join(sorted(flags))}"
         elif uid.isascii() and uid.isdecimal() and len(uid) <= 10:
-            who = uid
+            owner = uid
         else:
             return ""
         tag = "-".join(self.options[name] for name in ("realm", "config") if name in self.options)
-        name = f"failed-{who}-{tag}" if tag else f"failed-{who}"
+        name = f"failed-{owner}-{tag}" if tag else f"failed-{owner}"
         return f"{NOTES}/{name.replace('/', '%')}" if len(name) < 200 else ""
 
     def wrong(self) -> str:
-        """In words what is wrong with it; empty for an upcall of ours."""
-        words = self.words
+        """What is wrong with this call, as a sentence; empty if it is an upcall of ours."""
+        arguments = self.arguments
         if self.unknown:
             return f"unknown or incomplete option {self.unknown!a:.40}"
         if not self.timeout:
             given = self.options["timeout"]
             return f"--timeout takes {SHORTEST_TIMEOUT} to {LONGEST_TIMEOUT} seconds, not {given!a:.40}"
-        if len(words) != 10:
-            return f"10 arguments are needed from `create` on, {len(words)} were given"
-        if words[0] != "create":
-            return f"operation {words[0]!a:.40} is not `create`"
-        if words[2] not in ("lgssc", "user"):
-            return f"a key of type {words[2]!a:.40} is not ours"
-        if words[2] == "user" and not words[3].startswith(USER_PREFIX):
-            return f"a user key named {words[3]!a:.60} is not ours: those begin with {USER_PREFIX}"
-        return "" if self.serial else f"key serial {words[1]!a:.40} is not a positive number"
+        if len(arguments) != 10:
+            return f"10 arguments are needed from `create` on, {len(arguments)} were given"
+        if arguments[0] != "create":
+            return f"operation {arguments[0]!a:.40} is not `create`"
+        if arguments[2] not in ("lgssc", "user"):
+            return f"a key of type {arguments[2]!a:.40} is not ours"
+        if arguments[2] == "user" and not arguments[3].startswith(USER_PREFIX):
+            return f"a user key named {arguments[3]!a:.60} is not ours: those begin with {USER_PREFIX}"
+        return "" if self.serial else f"key serial {arguments[1]!a:.40} is not a positive number"

@@ -1,7 +1,7 @@
-"""The bare calls of libkeyutils that the front makes, and no more.
+"""The calls of libkeyutils that the front makes, and no more.
 
-This is all that the front may load while somebody waits in request_key(2), so
-it imports nothing but ctypes (1.5 ms) and os.  Every function returns what the C
+The front loads this while a process waits in request_key(2), so it imports nothing but
+ctypes (1.5 ms) and os.  Every function returns what the C
 function returns and raises ``OSError`` with the kernel's errno; see the keyctl(3)
 page of the same name.  Serials are 32-bit ints, special keyrings negative
 (keyctl(2)), times are seconds.

@@ -1,14 +1,15 @@
 """Failures that are known already: a small file in /run/lgss for each uid, and for the machine.
 
 A loop of the kernel's or of a user's find(1) asks again and again for a context that
-cannot be had.  The monitor notes the failure, and until it is over the front rejects the
-next keys with the same errno: one open(2) instead of a process.  Only what the next attempt
-cannot change is noted (:mod:`lgss_keyring.monitor.failures`), and a note is void as soon as
+cannot be had.  The monitor writes a *note* of the failure, and as long as the note holds the
+front rejects the next keys with the same errno, without a process for each.  Only what the
+next attempt cannot change is noted (:mod:`lgss_keyring.monitor.failures`), and a note is void as soon as
 one of the files that it names has changed.
 
 A note is text: a line ``ERRNO UNTIL LIFE SCOPE KIND``, then ``MTIME SIZE INODE PATH`` for
-each file (three ``-`` for one that is not there).  UNTIL is of CLOCK_BOOTTIME, LIFE in
-seconds.  SCOPE is ``*``, or ``SERVICE,NID`` of the one acceptor that it is about.
+each file (three ``-`` for one that is not there).  UNTIL is in seconds of CLOCK_BOOTTIME, LIFE in
+seconds.  SCOPE is ``*``, or ``SERVICE,NID`` (callout fields 6 and 7) if only this acceptor's
+contexts fail.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ SIZE_LIMIT = 4096
 
 
 def fingerprint(name: str) -> str:
-    """What a change of the file ``name`` changes: "MTIME SIZE INODE", or "- - -"."""
+    """Numbers that change when the file ``name`` changes: "MTIME SIZE INODE"; or "- - -"."""
     try:
         status = os.lstat(name)
     except OSError:
@@ -29,7 +30,8 @@ def fingerprint(name: str) -> str:
 
 
 def now() -> float:
-    """Seconds since the boot, those asleep included: no set clock changes it."""
+    """Seconds since the machine was booted, those of its sleep included.  Setting the clock does
+    not change it."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -48,8 +50,8 @@ def read(name: str) -> list[str]:
 
 
 def look(name: str, callout: str) -> tuple[int, int]:
-    """The errno and the seconds to reject the request in ``callout`` with, by the note
-    ``name``; (0, 0) for one that has to be tried."""
+    """How to reject the request in ``callout`` by the note ``name``: an errno, and seconds; (0, 0)
+    if the request has to be tried."""
     lines = read(name)
     try:
         number, until, _, scope, _ = lines[0].split(" ", 4)
@@ -61,7 +63,7 @@ def look(name: str, callout: str) -> tuple[int, int]:
             mtime, size, inode, file = line.split(" ", 3)
             if f"{mtime} {size} {inode}" != fingerprint(file):
                 return 0, 0
-        # Field 10 is one of the last two: a process elsewhere has other credentials.
+        # One of the last two is field 10. A process in another namespace has other credentials.
         if any(is_elsewhere(field) for field in fields[-2:]):
             return 0, 0
         return int(number), int(left) + 1

@@ -1,9 +1,9 @@
 """The front: what is done while a process waits in request_key(2).
 
-That process goes on when this one has exited.  So it does what only it can do, and
-leaves: it takes the authority, links a keyring that holds the requestor's credentials,
-forks, instantiates.  Its child does the rest (:mod:`lgss_keyring.monitor.upcall`); what is
-not for us goes to :mod:`.refusal`.
+That process goes on when this one has exited.  So the front does only what has to be done
+before: it takes the authority, links the keyrings that hold the requestor's credentials, forks,
+instantiates.  Its child does the rest (:mod:`lgss_keyring.monitor.upcall`).  A call that is not
+for us is answered by :mod:`.refusal`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     Serve = Callable[[int, arguments.Call, word.Child], None]
-    """Serves the upcall for a key; takes its serial, the call, and the ends of the pipes to
-    the front.  The key is instantiated, unless the front waits for a word."""
+    """Serves the upcall for a key; takes its serial, the call, and the child's ends of the pipes
+    to the front.  The key is instantiated already, unless the front waits for a word."""
 
 
 def run(given: Sequence[str], serve: Serve, log_refusal: arguments.LogRefusal) -> int:
@@ -45,31 +45,31 @@ def run(given: Sequence[str], serve: Serve, log_refusal: arguments.LogRefusal) -
 def _instantiate(call: arguments.Call, serve: Serve, log_refusal: arguments.LogRefusal) -> int:
     key = call.serial
     keyctl.assume_authority(key)
-    has_keyring = call.brings_credentials and _link_credentials(call.words[7:])
-    # No file, no cost: the module that reads it is not even loaded.
+    has_keyring = call.brings_credentials and _link_credentials(call.keyrings)
+    # The module that reads notes is loaded only if there is one.
     if not has_keyring and os.path.exists(call.failure_note):
         from lgss_keyring.front import known_failure
 
-        number, seconds = known_failure.look(call.failure_note, call.words[4])
+        number, seconds = known_failure.look(call.failure_note, call.callout)
         if number:
             keyctl.reject(key, seconds, number)
             return 1
-    go_ahead, instantiated = os.pipe()
-    heard, said = os.pipe() if call.is_machine else (-1, -1)
+    instantiated_reader, instantiated_writer = os.pipe()
+    word_reader, word_writer = os.pipe() if call.is_machine else (-1, -1)
     if os.fork() == 0:
-        os.close(instantiated)
-        if heard >= 0:
-            os.close(heard)
-        _child(key, call, word.Child(said, go_ahead), serve, log_refusal)
-    os.close(go_ahead)
-    if heard >= 0:
-        os.close(said)
-        number, seconds = word.hear(heard)
+        os.close(instantiated_writer)
+        if word_reader >= 0:
+            os.close(word_reader)
+        _child(key, call, word.Child(word_writer, instantiated_reader), serve, log_refusal)
+    os.close(instantiated_reader)
+    if word_reader >= 0:
+        os.close(word_writer)
+        number, seconds = word.hear(word_reader)
         if number:
             keyctl.reject(key, seconds, number)
             return 1
-    if call.words[2] == "user":
-        # One more: the kernel counts whole seconds, and our answer must come before.
+    if call.key_type == "user":
+        # One second more: the kernel counts whole seconds, and our answer must come before.
         keyctl.set_timeout(key, call.timeout + 1)
         # The link makes the child the key's possessor, even when it has become the user.
         own = keyctl.get_keyring_id(keyctl.KEY_SPEC_SESSION_KEYRING)
@@ -78,17 +78,17 @@ def _instantiate(call: arguments.Call, serve: Serve, log_refusal: arguments.LogR
         # No payload, and NEVER our own keyring as destination: this type links itself
         # there, and naming it hangs us in the kernel (docs/protocol.md 7).
         keyctl.instantiate(key, None, 0)
-    os.write(instantiated, b"1")
+    os.write(instantiated_writer, b"1")
     return 0
 
 
 def _link_credentials(keyrings: Sequence[str]) -> bool:
-    """Link those of the requestor's keyrings into our own that hold credentials; gives
-    whether there are any.
+    """Link those of the requestor's ``keyrings`` that hold credentials into our session keyring;
+    returns whether there are any.
 
-    With such a link a credential that lives only there stays in the child's reach when the
-    authority is gone (docs/protocol.md 10).  Linking a keyring takes a lock that is the
-    whole kernel's, and a user with a dense graph of keyrings can hold it for a second at a
+    With such a link the child can still use a credential that is only in that keyring when the
+    authority is gone (docs/protocol.md 10).  To link a keyring, the kernel takes a lock that it
+    has only one of, and a user with a dense graph of keyrings can hold it for a second at a
     time.  So nothing is linked without need: only a keyring that directly holds a collection
     of credentials, which a bounded look at its members shows.  A search through the graph
     would be as slow as its owner likes.
@@ -118,11 +118,11 @@ def _holds_collection(keyring: int) -> bool:
 def _child(
     key: int, call: arguments.Call, front: word.Child, serve: Serve, log_refusal: arguments.LogRefusal
 ) -> None:
-    """Be the upcall's witness, and have it served by a child; does not return."""
+    """Become the upcall's witness, whose child serves it; does not return."""
     try:
         _drop_authority()
-        # With the default policy this process, and its child when it is woken, preempts its
-        # parent, which is about to exit: the caller was back 0.9 ms later then.
+        # With the default policy this process, and its child when it is woken, preempts the
+        # front just before that exits. The caller was back 0.9 ms later then.
         _schedule(os.SCHED_BATCH)
         from lgss_keyring.front import witness
 
@@ -148,7 +148,7 @@ def _child(
 def _serve(
     key: int, call: arguments.Call, front: word.Child, serve: Serve, log_refusal: arguments.LogRefusal
 ) -> None:
-    """Serve the upcall.  Without a word to give, wait until the key is instantiated before."""
+    """Serve the upcall.  If the front waits for no word, wait first until the key is instantiated."""
     if not front.is_due:
         is_instantiated = front.wait()
         if not is_instantiated:  # the front was killed, or has refused
@@ -178,4 +178,4 @@ def _schedule(policy: int) -> None:
     try:
         os.sched_setscheduler(0, policy, os.sched_param(0))
     except OSError:
-        pass  # a container may forbid it; it only costs the caller less
+        pass  # a container may forbid it; only the caller's 0.9 ms depend on it

@@ -1,7 +1,7 @@
 """What the front does when there is nothing to negotiate.
 
-Apart from :mod:`.main`, which loads this when it is needed only.  Imports nothing outside
-this folder: it must work when the rest of the installation does not.
+:mod:`.main` loads this only when it is needed.  It imports nothing outside this folder,
+because it must work when the rest of the installation does not.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def refuse(given: Sequence[str], call: Call, error: Exception, log_refusal: LogR
 
 
 def _orphaned(key: int, call: Call, error: OSError) -> int:
-    """Nobody reads the front's answer to its child: the process that serves the upcall was
-    killed, and ``key`` is instantiated, so nothing but an update ends it.  The witness makes
-    that, if it was not killed, too.  A new process sees to it, because the kernel takes no
+    """Let ``key``, which is instantiated, be answered: the process that serves the upcall was
+    killed, as nobody reads the pipe to it.  The witness makes the update, unless it was killed
+    as well.  A new process waits for that and makes it otherwise, because the kernel takes no
     update before the front has ended."""
     try:
         if os.fork() == 0:
@@ -107,19 +107,19 @@ def _orphaned(key: int, call: Call, error: OSError) -> int:
 
 
 def instantiated(key: int, call: Call, log_refusal: LogRefusal) -> bool:
-    """Whether there is a key to serve although the front has not said so.
+    """Whether ``key`` is instantiated although the front has ended without saying so.
 
     A front that refuses has rejected the key and logged why.  One that was killed (by
-    its alarm, or for want of memory) has perhaps instantiated the key before, and then
-    somebody waits for its answer; if not, the kernel rejects it with ENOKEY when the
-    front is gone, and nobody but us can tell the administrator.
+    its alarm, or for want of memory) may have instantiated the key before, and then
+    somebody waits for its answer.  If it has not, the kernel rejects the key with ENOKEY when
+    the front is gone; the line in the log is written here then.
     """
     try:
         # Waits while the key is under construction: until the kernel has seen the front end.
         keyctl.read(key)
     except OSError as error:
-        # The kernel finds these two out after it has looked at the key's state (docs/protocol.md 7:
-        # no read for lgssc).
+        # The kernel gives these two only after it has looked at the key's state, so the key is
+        # instantiated. (Keys of type lgssc cannot be read: docs/protocol.md 7.)
         if error.errno in (errno.EOPNOTSUPP, errno.EACCES):
             return True
         if error.errno == errno.ENOKEY:
@@ -129,8 +129,8 @@ def instantiated(key: int, call: Call, log_refusal: LogRefusal) -> bool:
 
 
 def last_resort(key: int, error: BaseException) -> None:
-    """Answer the key when the package itself cannot be loaded, with ELIBACC; or when there
-    is no memory, or no process, to do anything better with, with ENOMEM."""
+    """Answer the key when nothing better can be done: with ELIBACC if the package cannot be
+    loaded, with ENOMEM if there is no memory, or no process, to load it with."""
     number, advice = cause(error)
     try:
         answer.update(key, answer.failure(number), time.monotonic() + PATIENCE)

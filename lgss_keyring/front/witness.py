@@ -1,7 +1,7 @@
-"""The witness: the front's child, which has the upcall served by a child of its own.
+"""The witness: the front's child, which forks the process that serves the upcall and waits for it.
 
-If that child is killed nobody else would answer the key.  The witness has loaded nothing but
-this folder, so it is there from the beginning: also while the child still loads the rest.
+If that process is killed, the witness answers the key: nobody else would.  It loads nothing but
+this folder, so it watches from the beginning, also while that process still loads the rest.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 PATIENCE = 5.0
 """Seconds that a witness tries to bring its answer to the key."""
 PLACEHOLDER_SIZE = 1
-"""Bytes that a ``user`` key holds until it has its answer."""
+"""Bytes of the payload of a ``user`` key that has no answer yet."""
 
 
 def detach() -> None:
-    """Leave the front's session, folder and standard streams."""
+    """Leave the front's session, working directory and standard streams, as a daemon does."""
     os.setsid()
     os.chdir("/")
     null = os.open("/dev/null", os.O_RDWR)
@@ -36,15 +36,15 @@ def detach() -> None:
 
 
 def watch(server: int, key: int, call: Call, log_refusal: LogRefusal) -> None:
-    """Wait for the process ``server``, which serves the upcall; if it is killed give the key the
-    answer EIO, and log that."""
+    """Wait for the process ``server``, which serves the upcall.  If it is killed before ``key`` has
+    its answer, answer with EIO, and log that."""
     _, status = os.waitpid(server, 0)
     if not os.WIFSIGNALED(status) or has_answer(key, call):
         return
     reason = f"lgss_keyring was killed by signal {os.WTERMSIG(status)} before it had an answer"
     try:
         answer.update(key, answer.failure(errno.EIO), time.monotonic() + PATIENCE)
-        if call.words[2] == "user":
+        if call.key_type == "user":
             keyctl.set_timeout(key, answer.FAILURE_LIFE)
     except OSError as error:
         reason += f"; cannot update key {key}: {error.strerror}"
@@ -52,7 +52,7 @@ def watch(server: int, key: int, call: Call, log_refusal: LogRefusal) -> None:
 
 
 def has_answer(key: int, call: Call) -> bool:
-    """Whether ``key`` needs no answer any more.  Waits while it is under construction.
+    """Whether ``key`` has its answer, or is gone.  Waits while the key is under construction.
 
     A key that was rejected has its answer.  One of type ``lgssc`` cannot be read: it counts as
     one without an answer, because a second update of it has no effect (docs/protocol.md 7).
@@ -61,8 +61,8 @@ def has_answer(key: int, call: Call) -> bool:
         size = keyctl.read(key)
     except OSError as error:
         return error.errno not in (errno.EOPNOTSUPP, errno.EACCES)
-    if size == len(answer.failure(1)) and call.words[2] == "user":
-        # Perhaps the update was made and its timeout was not.
+    if size == len(answer.failure(1)) and call.key_type == "user":
+        # The process may have been killed between the update and the timeout.
         try:
             keyctl.set_timeout(key, answer.FAILURE_LIFE)
         except OSError:

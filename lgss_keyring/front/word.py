@@ -1,14 +1,14 @@
-"""What the front and its child say to each other, by two pipes.
+"""What the front and the process that serves the upcall say to each other, by two pipes.
 
-The child of a machine's upcall gives its *word* before the key is instantiated: that the
-credential is there, or the errno to reject the key with.  Only what fails then reaches
-people: a mount gives up at once if request_key(2) fails at its first upcall, while every
-later error sends Lustre's recovery into a loop of upcalls for minutes (docs/protocol.md 7).
-An ordinary user's upcall is instantiated at once, and its child gives no word.
+The second is called the child here.  The child of a machine's upcall gives its *word* before the
+key is instantiated: that the credential is there, or the errno to reject the key with.  Only an
+error at that time ends a mount: it gives up if request_key(2) fails at its first upcall, and every
+later error sends Lustre's recovery into a loop of upcalls for minutes (docs/protocol.md 7).  An
+ordinary user's upcall is instantiated at once, and its child gives no word.
 
-The word is one write of 1 or 5 bytes: ``G``, or ``R``, u16 errno, u16 seconds that the
-rejection lives, in host byte order.  The front answers with one byte when the key is
-instantiated, and with the end of the pipe when it is not.
+The word is one write of 1 or 5 bytes: ``G``, or ``R``, u16 errno, u16 seconds that the rejection
+lives, in host byte order.  The front writes one byte when the key is instantiated.  If it ends
+before, the child reads the end of the pipe.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Child:
     def wait(self) -> bool:
         """Wait until the front has instantiated the key.
 
-        False if the front ends without a word of it: it was killed, or has refused.
+        Returns False if the front ends before: it was killed, or has refused.
         """
         done = os.read(self._instantiated, 1)
         os.close(self._instantiated)
@@ -62,7 +62,7 @@ class Child:
         self._say(REJECT + number.to_bytes(2, order) + min(seconds, 0xFFFF).to_bytes(2, order))
 
     def close(self) -> None:
-        """Give both ends up, in a process that has nothing to say."""
+        """Close both ends, in a process that has nothing to say to the front."""
         for each in self.descriptors:
             os.close(each)
         self._word = self._instantiated = -1
@@ -81,9 +81,9 @@ class NoWordError(Exception):
 
 
 def hear(descriptor: int) -> tuple[int, int]:
-    """The child's word: (0, 0) to go on, or the errno and the seconds of a rejection.
+    """Wait for the child's word: (0, 0) to go on, or the errno and the seconds of a rejection.
 
-    Waits for it; the child bounds the time.  Raises :class:`NoWordError`.
+    The child bounds the time.  Raises :class:`NoWordError`.
     """
     word = os.read(descriptor, 5)
     if word == GO:

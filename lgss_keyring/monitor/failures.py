@@ -59,7 +59,7 @@ def note(call: Call, request: UpcallRequest, failure: Failed, settings: Config, 
         # fail: root's requests must not be rejected for that.
         return FAILURE_LIFE
     name = call.failure_note
-    scope = f"{request.lustre_service},{call.words[4].split(':')[7]}" if one_acceptor else "*"
+    scope = f"{request.lustre_service},{call.callout.split(':')[7]}" if one_acceptor else "*"
     life = _life(name, failure, scope) if request.is_machine else FAILURE_LIFE
     head = f"{failure.errno} {known_failure.now() + life:.3f} {life} {scope} {failure.kind}"
     _write(

@@ -34,13 +34,14 @@ if TYPE_CHECKING:
     from lgss_keyring.front.arguments import Call
     from lgss_keyring.front.word import Child
 
-# Lustre's parameter debug_level: errors, warnings, .., trace. A failed upcall is logged at any.
+# Our levels by Lustre's parameter debug_level, which goes from 0 (errors) to 4 (trace). A failed
+# upcall is logged at any level.
 DEBUG_LEVELS = ("error", "warning", "info", "debug", "debug")
 
 
 def run(key: int, call: Call, front: Child) -> None:
     """Serve the upcall for ``key``, which is instantiated unless ``front`` waits for a word.
-    Does not return, unless it raises what has kept it from any answer."""
+    Does not return.  Raises what keeps it from answering at all."""
     forked = processes.own_start_time(front.witness)
     started = time.monotonic()
     daemonize(front.descriptors, detach=False)
@@ -48,7 +49,7 @@ def run(key: int, call: Call, front: Child) -> None:
     try:
         upcall.serve()
     except BaseException as error:
-        # A defect of ours is no reason to leave a caller waiting for a timeout.
+        # After a defect of ours, too, the caller must not wait for a timeout.
         upcall.fail(Failed.by(error))
     os._exit(0)
 
@@ -59,7 +60,7 @@ def log_refusal(key: int, call: Call, reason: str, number: int) -> None:
     try:
         daemonize([])
     except Exception:  # noqa: S110
-        pass  # there is no other process to be had: say it in this one
+        pass  # no process can be made: this one logs it
     log = open_log(call, time.monotonic())[0]
     log.bind(key=key)
     kind, hint = Kind.BAD_ARGUMENTS, "check the line in /etc/request-key.d that runs lgss_keyring"
@@ -78,25 +79,25 @@ def log_refusal(key: int, call: Call, reason: str, number: int) -> None:
 
 
 def daemonize(descriptors: Sequence[int], detach: bool = True) -> None:
-    """Leave everything of the front's that is open, but ``descriptors``; with ``detach`` its
-    session as well, in another process."""
+    """Close all that is open but ``descriptors``; with ``detach`` leave the front's session as well,
+    which makes this another process."""
     # detach_process is given, as python-daemon would skip the detaching: its test for
     # "started by init" (parent 1) holds for a child whose front has exited.
-    # The signal map is emptied because its SIGTERM handler raises SystemExit in
-    # the middle of anything; the default ends us as well, and the key times out.
+    # The signal map is empty because python-daemon's handler of SIGTERM raises SystemExit in
+    # the middle of anything. By default the signal ends the process, and the witness answers.
     daemon.DaemonContext(
         detach_process=detach, umask=0o077, signal_map={}, files_preserve=list(descriptors)
     ).open()
-    # Hooks of python-daemon, and of all others, are for a Python that exits; we
-    # leave by _exit only.
+    # Exit hooks of python-daemon and of other modules are never run: every process of an upcall
+    # leaves by _exit.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
 def open_log(call: Call, started: float) -> tuple[Log, Config | LgssError]:
     """The log as configured, and the configuration or what is wrong with it.
 
-    On a Lustre client the parameter debug_level decides, read anew for each upcall: those
-    who set it want to see the next one.
+    On a Lustre client the parameter debug_level decides on the level.  It is read anew for each
+    upcall, because people set it to see the next one.
     """
     settings: Config | LgssError
     try:
@@ -105,13 +106,12 @@ def open_log(call: Call, started: float) -> tuple[Log, Config | LgssError]:
         log, settings = Log(started=started), error
     else:
         level = settings.log.level
-        key_type = call.words[2] if len(call.words) > 2 else ""
-        if key_type == "lgssc" and (parameter := init_channel.debug_level(settings)) is not None:
+        if call.key_type == "lgssc" and (parameter := init_channel.debug_level(settings)) is not None:
             level = DEBUG_LEVELS[parameter]
         log = Log(level, settings.log.file, started=started, folder=settings.krb5.ccache_directory)
-    if len(call.words) > 5:
-        # The kernel's word, also where the request cannot be parsed.
-        log.bind(requestor=call.words[5])
+    if call.requestor:
+        # It comes from the kernel, so it is true even if the request cannot be parsed.
+        log.bind(requestor=call.requestor)
     return log, settings
 
 
@@ -136,7 +136,7 @@ class Upcall:
         self._log.bind(key=key)
 
     def serve(self) -> bool:
-        """Serve it; gives whether the key has a context now."""
+        """Serve the upcall; returns whether the key has a context now."""
         if not self._front.is_due:
             self._log.event(
                 "debug", f"key {self._key}: instantiated, the caller goes on", step="instantiated"
@@ -145,7 +145,9 @@ class Upcall:
             settings = self._settings
             if isinstance(settings, LgssError):
                 raise settings
-            self._request = request = callout.parse_request(self._call.words, self._call.options.get("realm"))
+            self._request = request = callout.parse_request(
+                self._call.arguments, self._call.options.get("realm")
+            )
             self._log.bind(uid=request.uid, target=request.target, mech=request.mechanism)
             callout.authorize(request)
             answer = self._negotiate(request, settings)
@@ -158,10 +160,10 @@ class Upcall:
         if self._front.is_due and not self._go():
             return False
         failures.forget(self._call)
-        return key_answer.give(self._key, self._call.words[2], answer, self._deadline, self._log)
+        return key_answer.give(self._key, self._call.key_type, answer, self._deadline, self._log)
 
     def fail(self, failure: Failed) -> bool:
-        """Answer the key with ``failure``; gives False."""
+        """Answer the key with ``failure``; returns False."""
         life = front_answer.FAILURE_LIFE
         if self._request is not None and not isinstance(self._settings, LgssError):
             life = failures.note(
@@ -172,7 +174,7 @@ class Upcall:
             more = f"; the same is answered without another try for {life} s" if life > 2 else ""
             key_answer.log_failure(self._key, failure, self._log, more)
             return False
-        key_type = self._call.words[2]
+        key_type = self._call.key_type
         return key_answer.give(self._key, key_type, Answer.of_failure(failure), self._deadline, self._log)
 
     def _negotiate(self, request: UpcallRequest, settings: Config) -> Answer:
@@ -205,7 +207,7 @@ class Upcall:
             raise _NoKeyError
 
     def _go(self) -> bool:
-        """Let the front instantiate the key; gives whether there is one now."""
+        """Let the front instantiate the key; returns whether it is instantiated now."""
         if self._front.go():
             self._log.event(
                 "debug", f"key {self._key}: instantiated, the caller goes on", step="instantiated"

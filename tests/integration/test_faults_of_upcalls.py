@@ -59,7 +59,7 @@ def test_a_child_that_is_killed_before_its_front_is_done_leaves_an_answer(
     """For want of memory, say. The key is instantiated then: nobody but its witness updates it."""
     program = site.stage.variant("killed_child", "is_instantiated = ", "os.kill(os.getpid(), 9)")
     main = program.parent / "lgss_keyring" / "front" / "main.py"
-    go_on = 'os.write(instantiated, b"1")'
+    go_on = 'os.write(instantiated_writer, b"1")'
     main.write_text(main.read_text().replace(go_on, f"os.wait(); {go_on}"))
     with site.upcalls(program=program) as upcalls:
         answer = user.ask(upcalls.name(), user_callout())
@@ -76,7 +76,7 @@ def test_child_and_witness_killed_before_the_front_is_done(site: Site, user: Req
         "killed_both", "witness.watch(", "os.kill(server, 9); os.kill(os.getpid(), 9)"
     )
     main = program.parent / "lgss_keyring" / "front" / "main.py"
-    go_on = 'os.write(instantiated, b"1")'
+    go_on = 'os.write(instantiated_writer, b"1")'
     main.write_text(main.read_text().replace(go_on, f"os.wait(); {go_on}"))
     with site.upcalls(program=program) as upcalls:
         answer = user.ask(upcalls.name(), user_callout())
@@ -86,7 +86,9 @@ def test_child_and_witness_killed_before_the_front_is_done(site: Site, user: Req
 
 def test_a_front_that_is_killed_after_it_instantiated_loses_nothing(site: Site, user: Requestor) -> None:
     """As 5 of 200 were by their alarm on a slow machine: nobody told the child to go on."""
-    program = site.stage.variant("killed_late", 'os.write(instantiated, b"1")', "os.kill(os.getpid(), 9)")
+    program = site.stage.variant(
+        "killed_late", 'os.write(instantiated_writer, b"1")', "os.kill(os.getpid(), 9)"
+    )
     with site.upcalls(program=program) as upcalls:
         answer = user.ask(upcalls.name(), user_callout())
         assert answer.error == 0 and isinstance(payload.unpack(answer.data), payload.ContextPayload)
@@ -104,7 +106,7 @@ def test_a_front_that_ends_before_it_instantiated_is_told_of(
     site: Site, user: Requestor, name: str, options: str, statement: str, seconds: float
 ) -> None:
     """Killed, or ended by its own alarm when it hangs."""
-    program = site.stage.variant(name, "if call.words[2] ==", statement)
+    program = site.stage.variant(name, "if call.key_type ==", statement)
     with site.upcalls(options=options, program=program) as upcalls:
         answer = user.ask(upcalls.name(), user_callout())
         assert answer.error == errno.ENOKEY and answer.blocked < pace(seconds)
