@@ -25,7 +25,7 @@ KEY_TYPES = ("lgssc", "user")
 USER_PREFIX = "lgss:"
 
 INT_MAX = 2**31 - 1
-# (uid_t)-1 means "leave as it is" to setresuid(2), which would leave us root.
+# To setresuid(2) the id (uid_t)-1 means "leave it as it is", so the worker would stay root.
 ID_MAX = 2**32 - 2
 NID_MAX = 2**64 - 1
 
@@ -109,7 +109,7 @@ def parse_request(arguments: Sequence[str], realm: str | None = None) -> UpcallR
 
 def parse_callout(text: str) -> Callout:
     """Parse callout info; raises RequestError, its reason naming the field."""
-    # argv comes with surrogates for bytes that are no UTF-8; they fail here, too.
+    # Bytes of an argument that are not UTF-8 are surrogates in Python; these fail here, too.
     if not (text.isascii() and text.isprintable()):
         raise RequestError(f"callout info has bytes that are not printable ASCII: {_quoted(text)}")
     if len(text) > CALLOUT_LIMIT:
@@ -143,10 +143,10 @@ def parse_callout(text: str) -> Callout:
 def _split(text: str) -> tuple[list[str], str, str, str, str | None]:
     """Callout info as fields 0 to 7, obd name, own NID, pid and client uuid.
 
-    11 fields have no uuid and 12 have one.  More are there only if the obd name is that of an
-    MGC with an IPv6 NID: no other has colons.  The first eight fields are counted from the
-    left then, and the last three or two from the right, and what lies between must have the form
-    of such a name.  As that ends with its network, only one of the two counts fits.
+    11 fields have no uuid, and 12 have one.  There are more only if the obd name has colons, which
+    only that of an MGC with an IPv6 NID has.  Then the first eight fields are counted from the
+    left, and the last three (or two, without a uuid) from the right.  What lies between must be
+    such a name.  It ends with its network, so only one of the two ways to count fits.
     Raises RequestError.
     """
     fields = text.split(":")
@@ -209,7 +209,7 @@ def _number(name: str, text: str, low: int, high: int) -> int:
     """A number in decimal or 0x-hex and nothing else: garbage must not become uid 0
     (docs/security.md, "What programs of this kind taught")."""
     digits = text[1:] if low < 0 and text[:1] == "-" else text
-    # The longest is 64 bits in decimal; int() of megabytes would take its time.
+    # The longest number is one of 64 bits in decimal. int() of a long text would be slow.
     if digits.isascii() and len(digits) <= 20:
         if digits[:2] in ("0x", "0X") and digits[2:] and not set(digits[2:]) - set("0123456789abcdefABCDEF"):
             value = int(digits[2:], 16)

@@ -29,8 +29,8 @@ U32 = range(2**32)
 class Section(Record):
     """A section of the file; its fields are the settings.
 
-    ``allowed`` says which values they may have.  Each number is in it; a text or a truth value
-    that is not may be any.
+    ``allowed`` says which values they may have.  It has an entry for each number; texts and truth
+    values without one may have any value.
     """
 
     if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def checked(document: Mapping[str, Any], path: str) -> Config:
             if key not in section._fields:
                 known = ", ".join(section._fields)
                 raise ConfigError(f"{path}: unknown key {key} in [{name}]; known: {known}")
-            if needed := _what_is_needed(section, key, value):
+            if needed := _complaint(section, key, value):
                 raise ConfigError(f"{path}: [{name}] {key}: {needed}")
         values[name] = section(**table)
     return Config(**values)
@@ -182,9 +182,9 @@ def _check_hosts(table: Mapping[str, Any], path: str) -> None:
             raise ConfigError(f"{path}: [hosts] {name!r}: a host name in quotes is needed")
 
 
-def _what_is_needed(section: type[Section], key: str, value: object) -> str:
-    """What ``value`` should be instead; empty if it may be the value of ``key``."""
-    # bool is a subclass of int, so isinstance would take true for a number.
+def _complaint(section: type[Section], key: str, value: object) -> str:
+    """What is wrong with ``value`` as the value of ``key``; empty if nothing is."""
+    # Not isinstance: bool is a subclass of int, so that true would count as a number.
     wanted = type(getattr(section, key))
     if type(value) is not wanted:
         return f"{_TYPES[wanted]} is needed"

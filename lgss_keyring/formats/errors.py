@@ -1,9 +1,8 @@
 """The one family of errors.
 
-Each carries what its three readers need: an errno for the caller of
-request_key(2), a GSS major status (RFC 2743, 1.2.1.1; 0 where GSS-API was not
-involved) for the kernel, and for the administrator a sentence of what happened
-and another of what to do about it.  Native errors are kept as ``__cause__``.
+Each error has an errno for the caller of request_key(2), a GSS major status (RFC 2743,
+1.2.1.1; 0 where GSS-API was not involved) for the kernel, and for the administrator a sentence
+that says what happened and one that says what to do.  Native errors are kept as ``__cause__``.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ SHORTAGE_HINT = (
 )
 
 
-# The texts of glibc's dynamic loader when mmap(2) fails. dlopen(3) gives no errno, so they are
-# all that an ImportError, or an OSError of ctypes, has.
+# The texts of glibc's dynamic loader when mmap(2) fails. dlopen(3) gives no errno, so an
+# ImportError, or an OSError of ctypes, has nothing but these.
 _LOADER_TEXTS = ("failed to map segment", "cannot map zero-fill pages", "cannot allocate memory")
 
 
@@ -53,7 +52,7 @@ def shortage(error: BaseException | None) -> int:
         text = str(error)
         if isinstance(error, OSError) and error.errno in SHORTAGE:
             return errno.ENOMEM if error.errno == errno.EAGAIN else error.errno
-        # CPython's only word for a pthread_create(3) that failed.
+        # This text is all that CPython gives of a pthread_create(3) that failed.
         no_thread = isinstance(error, RuntimeError) and "start new thread" in text
         not_loaded = isinstance(error, ImportError | OSError) and any(
             each in text.lower() for each in _LOADER_TEXTS
@@ -213,7 +212,7 @@ class MechanismError(LgssError):
 
 
 class ChannelError(LgssError):
-    """The way to the acceptor failed: connection, RPC, malformed reply."""
+    """The exchange with the acceptor failed: connection, RPC, malformed reply."""
 
     default_errno = errno.ECONNREFUSED
     default_kind = Kind.CHANNEL

@@ -29,7 +29,7 @@ class Flavor(Record):
         return self.name
 
     def covered(self, pieces: int) -> int:
-        """Of how many of a message's pieces the MIC is made, the first ones; 0: none."""
+        """How many of a message's ``pieces``, from the first on, the MIC covers; 0: there is no MIC."""
         if self.name == "krb5a":
             return min(1, pieces)
         return pieces if self.name in ("krb5i", "krb5p") else 0

@@ -52,7 +52,7 @@ class Nid(Record):
         if kind in IPV4_TYPES:
             parts = host.split(".")
             good = len(parts) == 4 and all(
-                p.isascii() and p.isdecimal() and len(p) <= 3 and int(p) < 256 for p in parts
+                part.isascii() and part.isdecimal() and len(part) <= 3 and int(part) < 256 for part in parts
             )
             address = int.from_bytes(bytes(int(part) for part in parts), "big") if good else 0
         else:
@@ -74,7 +74,7 @@ class Nid(Record):
 def ip_address(nid: Nid) -> str:
     """The IPv4 address of ``nid`` as a dotted quad, 127.0.0.1 for ``0@lo``.
 
-    Raises ResolutionError where the network's addresses are none.
+    Raises ResolutionError for a network whose addresses are not IP addresses.
     """
     if nid.network_type in IPV4_TYPES:
         return ".".join(str(byte) for byte in nid.address.to_bytes(4, "big"))
@@ -87,7 +87,7 @@ def ip_address(nid: Nid) -> str:
 
 
 def is_no_host_address(nid: Nid) -> bool:
-    """Whether no host has the IPv4 address of ``nid``: 0.0.0.0/8, multicast or reserved.  Such
+    """Whether the IPv4 address of ``nid`` can be no host's: 0.0.0.0/8, multicast or reserved.  Such
     a NID is the first 32 bits of an IPv6 address (docs/protocol.md 2): ``::1``, ``fd00::``,
     ``fe80::``."""
     return nid.network_type in IPV4_TYPES and not 1 <= nid.address >> 24 < 224
@@ -104,7 +104,7 @@ def ipv6_nid_of_mgc(obd_name: str) -> str | None:
     """The NID in the obd name of an MGC (``MGC`` and the NID of its MGS as text) if the address
     in it is an IPv6 address: ``fd00::5@tcp`` of ``MGCfd00::5@tcp``; else None.
 
-    The form alone is judged: hex digits, at least two colons and perhaps dots, and a network of a
+    Only the form is checked: hex digits, at least two colons and perhaps dots, and a network of a
     known type with IP addresses.
     """
     address, _, network = obd_name.removeprefix("MGC").partition("@")

@@ -1,4 +1,4 @@
-"""How a negotiation ends, and what it tells on its way."""
+"""How a negotiation ends, and the steps that it reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Report = Callable[[str, str], None]
-    """What a negotiation tells its steps to: a level (debug, info, warning) and a text."""
+    """Reports a step of a negotiation; takes a level (debug, info, warning) and a text."""
 
 
 class Established(Record):
@@ -28,8 +28,8 @@ class Established(Record):
 
 
 class Failed(Record):
-    """Why there is none: a positive errno, a GSS major status (0: none), and the
-    words of :class:`~lgss_keyring.formats.errors.LgssError`; ``cache`` as there."""
+    """Why there is no context: a positive errno, a GSS major status (0: none), and kind, reason,
+    hint and cache as in :class:`~lgss_keyring.formats.errors.LgssError`."""
 
     errno: int
     major: int
@@ -40,7 +40,7 @@ class Failed(Record):
 
     @classmethod
     def by(cls, error: BaseException) -> Failed:
-        """The outcome of an exception, foreign ones included."""
+        """The outcome of an exception, which need not be of our family."""
         if isinstance(error, LgssError):
             return cls(error.errno, error.major, error.kind, error.reason, error.hint, error.cache)
         if number := shortage(error):
@@ -57,10 +57,10 @@ class Failed(Record):
 
 
 class Answer(Record):
-    """What the key gets for an outcome, and what the log is told of it.
+    """What the key gets for an outcome, and what the log needs of it.
 
-    ``payload`` is the key's next payload (docs/protocol.md 7); ``endtime`` in seconds since the
-    epoch, 0 for a failure; ``failure`` None for an established context.
+    ``payload`` is the key's next payload (docs/protocol.md 7).  ``endtime`` is in seconds since the
+    epoch, 0 for a failure.  ``failure`` is None for an established context.
     """
 
     payload: bytes
@@ -70,6 +70,6 @@ class Answer(Record):
 
     @classmethod
     def of_failure(cls, failure: Failed) -> Answer:
-        """The answer that tells the key of ``failure``."""
+        """The answer for ``failure``."""
         packed = payload.FailurePayload(failure.errno, failure.major).pack()
         return cls(packed, 0, "", failure)

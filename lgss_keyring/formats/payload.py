@@ -37,13 +37,13 @@ class _Reader:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._at = 0
+        self._offset = 0
 
     def take(self, length: int, name: str) -> bytes:
-        piece = self._data[self._at : self._at + length]
+        piece = self._data[self._offset : self._offset + length]
         if len(piece) != length:
             raise PayloadError(f"{name} has {length} bytes, of which {len(piece)} are there")
-        self._at += length
+        self._offset += length
         return piece
 
     def u32(self, name: str) -> int:
@@ -57,8 +57,8 @@ class _Reader:
         return self.take(length, name)
 
     def end(self) -> None:
-        if self._at != len(self._data):
-            raise PayloadError(f"{len(self._data) - self._at} bytes too many at the end")
+        if self._offset != len(self._data):
+            raise PayloadError(f"{len(self._data) - self._offset} bytes too many at the end")
 
 
 class ContextPayload(Record):
@@ -164,5 +164,5 @@ class Krb5Context(Record):
             raise PayloadError(f"enctype {enctype} with {count} keys of {size} bytes")
         if len(data) != _CONTEXT.size + 3 * size:
             raise PayloadError(f"{len(data) - _CONTEXT.size} bytes of keys instead of {3 * size}")
-        ke, ki, kc = (data[_CONTEXT.size + i * size : _CONTEXT.size + (i + 1) * size] for i in range(3))
+        ke, ki, kc = (data[start : start + size] for start in range(_CONTEXT.size, len(data), size))
         return cls(endtime, flags, send_seq, enctype, ke, ki, kc)

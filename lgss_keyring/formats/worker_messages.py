@@ -2,9 +2,9 @@
 
 The *monitor* keeps root and the key; the *worker* does all that parses tickets,
 caches, tokens, names or krb5.conf, as the user.  They share one SOCK_SEQPACKET
-socketpair, chosen over a pipe because it keeps message boundaries: there is no
-stream for a hostile worker to get out of step.  The monitor holds the deadline:
-libkrb5 and resolvers cannot be told to give up, a process can be killed.
+socketpair.  It was chosen over a pipe because it keeps message boundaries: a hostile worker has
+no stream that it could bring out of step.  The monitor holds the deadline: libkrb5 and resolvers
+cannot be told to give up, but a process can be killed.
 
 A message is one byte of kind and its body, integers in host byte order.  From the worker:
 
@@ -26,10 +26,10 @@ and to it, one for each T:
     R  s64 status, reply buffer                what init_channel gave
     F  as above                                the write itself failed
 
-Texts are UTF-8.  The worker of a user is to be taken for that user: the monitor
-accepts these and nothing else, bounded in size and number, and passes on a payload
-only after decoding it.  A token it cannot judge, but it goes nowhere else than to the
-one target, in the name of the one uid, of this upcall.
+Texts are UTF-8.  A user may control their worker.  So the monitor accepts these messages and
+nothing else, bounded in size and number, and passes on a payload only after decoding it.  It
+cannot check a token, but it sends one only to the target of this upcall, in the name of the uid
+of this upcall.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from lgss_keyring.formats.record import Record
 
 MESSAGE_LIMIT = 8192
 TOKEN_LIMIT = 16384
-"""Bytes of a token: the kernel carries no more, together with service, uuid and handle (docs/protocol.md
-6), and says E2BIG of the rest itself."""
+"""Bytes of a token.  The kernel carries no more, even with service, uuid and handle (docs/protocol.md
+6), and answers E2BIG to what fits here and is still too much."""
 TEXT_LIMIT = 1000
 STEP_LIMIT = 64
 CREDENTIAL_READY = b"C"

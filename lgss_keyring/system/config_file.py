@@ -26,14 +26,14 @@ def load(path: str | None = None) -> Config:
     # Only here: the import takes 14 ms, and most machines have no such file.
     import tomllib
 
-    where = path or DEFAULT_PATH
+    source = path or DEFAULT_PATH
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         # TOMLDecodeError is a ValueError; numbers of 4300 digits are a plain one, and
         # nested brackets end in a RecursionError.
-        raise ConfigError(f"{where}: {error}") from error
-    return checked(document, where)
+        raise ConfigError(f"{source}: {error}") from error
+    return checked(document, source)
 
 
 def _read(path: str, required: bool) -> str | None:

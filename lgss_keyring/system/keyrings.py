@@ -13,7 +13,7 @@ from lgss_keyring.formats.errors import KeyOperationError
 from lgss_keyring.system.libkeyutils import BYTES, INT, SERIAL, call, fetch
 
 THREAD, PROCESS, SESSION, USER = -1, -2, -3, -4
-"""Special keyring ids (keyctl(2)): the calling thread's own keyrings."""
+"""Special keyring ids (keyctl(2)), which stand for the calling thread's own keyrings."""
 
 COLLECTION = b"_krb_"
 """What libkrb5 puts before the name of a collection of KEYRING caches."""
@@ -93,8 +93,8 @@ def join_session() -> None:
 
 
 def leave_session() -> None:
-    """Have a new session keyring instead of the present one.  Where keyrings are forbidden, as in
-    most containers, there is nothing to leave, and that is no error."""
+    """Replace the session keyring by a new one.  Where keyrings are forbidden, as in most containers,
+    there is none to replace, and that is no error."""
     try:
         join_session()
     except KeyOperationError as error:
@@ -102,8 +102,8 @@ def leave_session() -> None:
             raise
 
 
-# The errnos of unlinking a keyring that is not linked, or that is dead: it is out of reach, as it
-# should be. After EACCES it may still be linked.
+# The errnos of unlinking a keyring that is not linked, or that is dead. In both cases it is out of
+# reach, as it should be. After EACCES it may still be linked.
 _OUT_OF_REACH = (errno.ENOENT, errno.EKEYREVOKED, errno.EKEYEXPIRED, errno.ENOKEY)
 
 

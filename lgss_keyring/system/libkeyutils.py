@@ -1,4 +1,4 @@
-"""The binding to libkeyutils, by ctypes, of all but the front.
+"""The binding to libkeyutils, by ctypes, for all code except the front.
 
 The front has a binding of its own (:mod:`lgss_keyring.front.keyctl`), because it loads nothing of
 ours outside its folder.  python-keyutils is not used: it lacks half of the calls, and its last
@@ -21,11 +21,11 @@ BYTES = ctypes.c_char_p
 SIZE = ctypes.c_size_t
 
 
-def call(doing: str, name: str, types: tuple[type, ...], *arguments: object) -> int:
+def call(operation: str, name: str, types: tuple[type, ...], *arguments: object) -> int:
     """Call the C function ``name`` with ``arguments``, whose C types are ``types``.
 
-    Returns what it returns.  Raises KeyOperationError with the kernel's errno; ``doing`` says in
-    its reason what could not be done ("update key 5").
+    Returns the function's result.  Raises KeyOperationError with the kernel's errno;
+    ``operation`` says in its reason what could not be done ("update key 5").
     """
     function = getattr(_library, name)
     function.argtypes = types
@@ -33,18 +33,19 @@ def call(doing: str, name: str, types: tuple[type, ...], *arguments: object) -> 
     result: int = function(*arguments)
     if result == -1:
         number = ctypes.get_errno()
-        raise KeyOperationError(f"cannot {doing}: {os.strerror(number)}", errno=number)
+        raise KeyOperationError(f"cannot {operation}: {os.strerror(number)}", errno=number)
     return result
 
 
-def fetch(doing: str, name: str, key: int) -> bytes:
-    """All bytes that the C function ``name`` of (serial, buffer, size) gives for ``key``; raises
-    KeyOperationError."""
+def fetch(operation: str, name: str, key: int) -> bytes:
+    """All bytes that the C function ``name`` writes for ``key``; its arguments are (serial, buffer,
+    size).  Raises KeyOperationError."""
     size = 256
-    # The kernel copies nothing if the buffer is too small, and what is read may grow meanwhile.
+    # If the buffer is too small the kernel copies nothing and gives the size, which may grow between
+    # two calls.
     while True:
         buffer = ctypes.create_string_buffer(size)
-        length = call(doing, name, (SERIAL, BYTES, SIZE), key, buffer, size)
+        length = call(operation, name, (SERIAL, BYTES, SIZE), key, buffer, size)
         if length <= size:
             return buffer.raw[:length]
         size = length

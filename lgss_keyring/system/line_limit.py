@@ -4,12 +4,12 @@ Anybody can make upcalls that fail, and each failure is a line.  Upcalls are pro
 own, so the count is in a file that they share: ``log-lines`` in the folder of ``[krb5]
 ccache_directory``.  It is a table of :data:`~lgss_keyring.system.limits.LOG_SLOTS` slots, because
 a file for each uid would let a user with 65536 subordinate uids fill /run.  The slot of a uid is
-found by its number.  A slot, in native byte order and without padding:
+found by the uid's number.  The layout of a slot, in native byte order and without padding:
 
     u64 owner (0: none); u64 start of the window (ms of CLOCK_MONOTONIC); u32 lines; u32 hidden
 
-The owner is 1 + 2 * uid, and one more for requests for the machine's credential: a user who writes
-many lines must not hide what the machine's context that was asked for in their process came to.
+The owner is 1 + 2 * uid, and one more for requests for the machine's credential.  Lustre asks for
+the machine's contexts in users' processes, and a user who causes many lines must not hide theirs.
 
 A line costs one open(2) and one lock, which is never waited for.  A line whose slot is locked by
 another process is not counted, and shown if the limit was not reached before.  Where no count can
@@ -33,7 +33,7 @@ assert _SLOT.size == 24
 
 
 class Hidden(Record):
-    """``lines`` of ``uid`` were not shown, of the window that began ``age`` seconds ago."""
+    """How many ``lines`` of ``uid`` were not shown in the window that began ``age`` seconds ago."""
 
     uid: int
     for_machine: bool
@@ -47,9 +47,9 @@ class Verdict(Record):
     ``shown``
         whether it is written.
     ``last``
-        it is the last one of its window that is.
+        whether it is the last one that is written in its window.
     ``hidden``
-        what was not written of an earlier window, and is to be reported now.
+        the lines of an earlier window that were not written, to be reported now.
     """
 
     shown: bool
@@ -103,7 +103,7 @@ def _lock(descriptor: int, at: int) -> bool:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, _SLOT.size, at)
         except BlockingIOError:
-            # The holder needs 10 us, unless another process has taken its turn.
+            # The holder needs 10 us, if it is running.
             os.sched_yield()
         else:
             return True

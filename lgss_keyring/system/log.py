@@ -1,11 +1,10 @@
 """One line for each event, where an administrator looks for it.
 
 A line goes to the journal by its native protocol, with fields to filter by.  Where there is no
-journal it goes to syslog (authpriv), where there is that.  It also goes to a file if the
+journal it goes to syslog (authpriv), if there is one.  It also goes to a file if the
 configuration names one.  Neither :mod:`logging` nor :mod:`syslog` is used: the first costs 10 ms
-to import, and both block on a daemon that has stopped reading, which must not stand between a
-negotiated context and the key.  A send here gives up at once, or, when the key has its answer,
-after :data:`PATIENCE`.
+to import, and both block on a daemon that has stopped reading.  A negotiated context must not
+wait for that.  Here a send gives up at once, or after :data:`PATIENCE` when the key has its answer.
 
 What is logged may come from a hostile user (docs/security.md), so every value is reduced to
 printable ASCII and cut: no value can forge a line or a field.  And anybody can cause events, so

@@ -1,9 +1,9 @@
 """Other processes, as /proc describes them.
 
-A pid is a name that may get another bearer.  So a :class:`Task` holds a descriptor of the
+A pid may be given to another process later.  So a :class:`Task` holds a descriptor of the
 folder /proc/PID: that stays with one task, and cannot be read any more when the task has
-ended.  A pidfd would not do: pidfd_open(2) looks the number up in the caller's pid namespace,
-and a worker may be in one of its own; and kernels before 5.8 have no setns(2) by it.
+ended.  A pidfd would not do.  pidfd_open(2) looks the number up in the caller's pid namespace,
+and a worker may be in one of its own; and before Linux 5.8 setns(2) does not take a pidfd.
 """
 
 from __future__ import annotations

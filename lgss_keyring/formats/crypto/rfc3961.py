@@ -24,8 +24,8 @@ class Krb5Keys(Record):
 
 
 def nfold(data: bytes, length: int) -> bytes:
-    """n-fold of RFC 3961, 5.1, with ``length`` in bytes: copies of ``data``, each rotated
-    13 bits right of the one before, cut into pieces and added in one's complement."""
+    """n-fold of RFC 3961, 5.1, with ``length`` in bytes.  Copies of ``data``, each rotated right by 13
+    bits more than the one before, are cut into pieces and added in one's complement."""
     size, bits = len(data), len(data) * 8
     total = _lcm(size, length)
     value = int.from_bytes(data, "big")
@@ -35,21 +35,22 @@ def nfold(data: bytes, length: int) -> bytes:
         copies += ((value >> turn | value << bits - turn) & (1 << bits) - 1).to_bytes(size, "big")
     modulus = (1 << 8 * length) - 1
     result = sum(int.from_bytes(copies[at : at + length], "big") for at in range(0, total, length))
-    # End-around carry is arithmetic modulo 2^n - 1, but for all ones staying what it is.
+    # End-around carry is arithmetic modulo 2^n - 1, except that all ones do not become 0.
     return ((result - 1) % modulus + 1 if result else 0).to_bytes(length, "big")
 
 
-def _lcm(a: int, b: int) -> int:
-    high, low = a, b
+def _lcm(first: int, second: int) -> int:
+    """The least common multiple."""
+    high, low = first, second
     while low:
         high, low = low, high % low
-    return a * b // high
+    return first * second // high
 
 
 def derive_key(key: bytes, constant: bytes) -> bytes:
     """DK(key, constant) of RFC 3961, 5.1, with AES in the size of ``key`` (16 or 32
     bytes): random-to-key is the identity (RFC 3962, 6)."""
-    # One block at a time by ECB is what E with a zero cipher state is for one block.
+    # RFC 3961's E with a zero cipher state is, for a single block, AES in ECB mode.
     encrypt = Cipher(AES(key), ECB()).encryptor().update  # noqa: S305
     block = nfold(constant, BLOCK)
     derived = b""

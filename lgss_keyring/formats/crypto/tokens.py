@@ -5,7 +5,7 @@ Every token begins with 16 bytes, big-endian:
     u16 id (0x0404 MIC, 0x0504 wrap)  u8 flags (1 sender is acceptor, 2 confidential)
     u8 0xff  u16 EC  u16 RRC (MIC: 0xffff; wrap: 0)  u64 sequence
 
-Nothing here counts: sequence numbers and replays are the context's affair.
+These functions keep no state: the context counts sequence numbers and finds replays.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _HEADER = struct.Struct(">HBBHHQ")
 _MIC_ID, _WRAP_ID = 0x0404, 0x0504
 _SENT_BY_ACCEPTOR, _CONFIDENTIAL = 1, 2
 _NO_IV = bytes(BLOCK)
-# Below this many bytes one call over a joined copy is faster than a call for each piece.
+# For fewer bytes than this, one call over a joined copy is faster than a call for each piece.
 _JOINED = 1 << 14
 
 
@@ -75,7 +75,7 @@ def make_mic(kc: bytes, enctype: int, pieces: Sequence[Bytes], *, sequence: int,
 
 
 def verify_mic(kc: bytes, enctype: int, pieces: Sequence[Bytes], token: bytes, *, acceptor: bool) -> int:
-    """The sequence number of a good MIC token sent by the acceptor, or not.
+    """The sequence number of a good MIC token; ``acceptor`` tells which side must have sent it.
 
     Raises MechanismError: GSS_S_DEFECTIVE_TOKEN for a malformed token or one of the
     other direction, GSS_S_BAD_MIC for a wrong checksum.
@@ -131,8 +131,8 @@ def wrap(
     view = memoryview(message)
     last = bytes(view[whole:]) + bytes([fill]) * fill
     end = HEADER_SIZE + BLOCK + whole + len(last) + HEADER_SIZE
-    # Into place, without a copy of the message; update_into wants a block more than it
-    # writes, which the checksum's room and these bytes are.
+    # Encrypted in place, without a copy of the message. update_into needs room for one block more
+    # than it writes: these bytes, and the room for the checksum.
     token = bytearray(end + BLOCK)
     into = memoryview(token)
     token[:HEADER_SIZE] = header
@@ -151,8 +151,8 @@ def unwrap(
 ) -> tuple[int, bytes]:
     """Sequence number and padded message of a good wrap token.
 
-    The padding stays: n bytes of value n, or none, cannot be told from a message that
-    ends so; whoever knows the message's length cuts it.  Raises MechanismError:
+    The padding (n bytes of value n, or none) is not removed, because a message may end with the
+    same bytes.  The caller knows the message's length and cuts it.  Raises MechanismError:
     GSS_S_DEFECTIVE_TOKEN or GSS_S_BAD_MIC.
     """
     size = CHECKSUMS[enctype][1]
@@ -165,7 +165,7 @@ def unwrap(
     plain = Cipher(AES(ke), CBC(_NO_IV)).decryptor().update(view[HEADER_SIZE : HEADER_SIZE + inner])
     inside = memoryview(plain)
     message = inside[BLOCK:-HEADER_SIZE]
-    # One answer for both, so that nobody learns which it was.
+    # One error for both checks, so that nobody learns which of them failed.
     right = hmac.compare_digest(inside[-HEADER_SIZE:], header)
     right &= hmac.compare_digest(
         view[-size:], _checksum(ki, enctype, (inside[:BLOCK], gss_header, message), header)
@@ -194,7 +194,7 @@ def wrap_bulk(
     for page in pages:
         text = cipher.update(page)
         if len(page) % BLOCK:
-            # What a page has beyond its length is no part of the message.
+            # The rest of the last block is zeros, and no part of the message.
             text += cipher.update(bytes(-len(page) % BLOCK))
         sealed.append(text)
     token = header + first + cipher.update(header)
