@@ -1,4 +1,4 @@
-"""``python -m lgss_keyring.cli.payload``: a key's payload for a person."""
+"""``python -m lgss_keyring.cli.payload``: print a key's payload for a person."""
 
 from __future__ import annotations
 

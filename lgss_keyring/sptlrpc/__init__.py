@@ -6,8 +6,8 @@
         context.refresh(30)
         token = context.seal(header, message)
 
-Names are those of the paper (docs/design-2008.md 5.2) and of Lustre.  The paper's half of
-this is in the kernel; :mod:`.keyring` says how user space does the same.
+Names are those of the paper (docs/design-2008.md 5.2) and of Lustre.  What the paper describes
+runs in the kernel; :mod:`.keyring` says how user space does the same.
 
 Modules import only those before them in this list: limits, target, window, buffers,
 session, context_fields, context, sec, policy, keyring and pipe, registry.

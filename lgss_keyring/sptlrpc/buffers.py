@@ -1,5 +1,5 @@
-"""Message buffers with room for the flavor's token: alloc_reqbuf and its like of
-docs/design-2008.md 5.2.1."""
+"""Message buffers with room for the flavor's token (docs/design-2008.md 5.2.1: alloc_reqbuf and the
+other operations on buffers)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Buffer:
         return memoryview(self._live())[: self.size]
 
     def enlarge(self, size: int) -> None:
-        """Make room for a message of ``size`` bytes; the bytes that are there stay.
+        """Make room for a message of ``size`` bytes; the bytes of the present message stay.
 
         Raises MessageBufferError for a smaller size than before, and while somebody holds
         :attr:`message`.

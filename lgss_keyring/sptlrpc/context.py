@@ -3,8 +3,8 @@
 docs/sptlrpc.md, "The life of a context", has the diagram of the states, the method for each
 transition, and which thread may call it.  Nobody else changes a context's fields.
 
-A context knows the security object that made it, and the policy behind that, only by the
-two protocols below, which list what it calls there.
+The two protocols below list all that a context calls of the security object that made it, and
+of its policy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Backing(Protocol):
-    """What a context calls of its policy, which has made what stands behind it."""
+    """What a context calls of its policy, which owns the key or request behind it."""
 
     @abstractmethod
     def check(self, context: Context) -> int:
@@ -45,7 +45,7 @@ class Backing(Protocol):
 
     @abstractmethod
     def display(self, context: Context) -> str:
-        """What stands behind ``context``, for people."""
+        """The key or request behind ``context``, for people."""
 
 
 class Owner(Protocol):
@@ -146,8 +146,8 @@ class Context(ContextFields):
     def refresh(self, timeout: float | None = None) -> Context:
         """Wait until the upcall has answered, at most ``timeout`` seconds.
 
-        Raises the upcall's error (LgssError).  Raises ContextError with ETIMEDOUT if this
-        very wait was too long; the upcall goes on then.
+        Raises the upcall's error (LgssError).  Raises ContextError with ETIMEDOUT after ``timeout``;
+        the upcall goes on then.
         """
         if not self._answered.wait(timeout):
             raise ContextError(
@@ -160,8 +160,8 @@ class Context(ContextFields):
         return self
 
     def refresh_later(self) -> Future[Context]:
-        """The same without waiting: a future of this context, or of its error.  Its callbacks
-        run in the thread that brings the answer."""
+        """As :meth:`refresh` without waiting: a future of this context, or of its error.
+        Its callbacks run in the thread that brings the answer."""
         future: Future[Context] = Future()
         with self._lock:
             if not self._answered.is_set():
@@ -184,7 +184,7 @@ class Context(ContextFields):
 
     def end_by(self, endtime: int) -> bool:
         """Let its life end at ``endtime`` (seconds since the epoch), if it would be longer.
-        Gives False for a new one, to which this applies once it has its answer."""
+        Returns False for a new one, to which this applies once it has its answer."""
         with self._lock:
             self._latest_end = min(self._latest_end, endtime)
             if self._state is State.NEW:
@@ -202,15 +202,15 @@ class Context(ContextFields):
             self._references += 1
 
     def leave_cache(self) -> bool:
-        """Note that look-ups must not take it any more.  Gives True to one caller only: that
-        one ends its key and then calls :meth:`retired`."""
+        """Note that look-ups must not take it any more.  Returns True to one caller only, which has
+        to end its key and then call :meth:`retired`."""
         with self._lock:
             left, self._cached = self._cached, False
         return left
 
     def retired(self) -> None:
-        """Note that its key and its place in the cache are free: lets those go on who wait
-        for that, and drops the cache's reference."""
+        """Note that its key's name and its place in the cache are free again.  Look-ups that wait
+        for that go on, and the cache's reference is dropped."""
         self._retired.set()
         self.put()
 
@@ -221,7 +221,7 @@ class Context(ContextFields):
     # For the policy.
 
     def instantiated(self, key: int = 0, keyrings: tuple[int, ...] = ()) -> None:
-        """Note that the request stands; look-ups go on.  ``key`` is the serial of its
+        """Note that the request is made, so that look-ups go on.  ``key`` is the serial of its
         instantiated key, which is kept even if the context has failed meanwhile, and
         ``keyrings`` are the serials of the keyrings that it is linked to."""
         with self._lock:
@@ -232,7 +232,7 @@ class Context(ContextFields):
 
     def wait_started(self, timeout: float | None = None) -> bool:
         """Wait until it is instantiated, has its answer or has failed, at most ``timeout``
-        seconds; gives False after that time."""
+        seconds; returns False after that time."""
         return self._started.wait(timeout)
 
     def take(self, answer: ContextPayload | FailurePayload) -> None:
@@ -278,8 +278,8 @@ class Context(ContextFields):
         self._end()
 
     def _end(self) -> None:
-        # Out of the cache before anybody is woken: a future's callback may look up again,
-        # in this very thread.
+        # It leaves the cache before anybody is woken, because a future's callback may look up a
+        # context again, in this same thread.
         try:
             self._owner.uncache(self)
         finally:
@@ -346,5 +346,5 @@ class Context(ContextFields):
     def display(self) -> str:
         """One line for people, with its key but without any secret."""
         if self._reverse:
-            return self._line(f"reverse of handle {self._handle.hex()}")
-        return self._line(self._owner.policy.display(self))
+            return self._describe(f"reverse of handle {self._handle.hex()}")
+        return self._describe(self._owner.policy.display(self))

@@ -1,4 +1,4 @@
-"""What there is to read of a context; :mod:`.context` has the methods that change it."""
+"""A context's fields, to be read; :mod:`.context` has the methods that change them."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class ContextFields:
 
     @property
     def session(self) -> Session | None:
-        """Its keys in use; None before its answer."""
+        """The session that signs and seals with its keys; None before its answer."""
         return self._session
 
     @property
@@ -126,18 +126,18 @@ class ContextFields:
         return self._references
 
     def fresh_error(self) -> LgssError:
-        """A copy of the error, to be raised: one object that is raised again and again would
-        collect a traceback each time, with all that its frames hold."""
+        """A copy of the error, to be raised.  An object that is raised again and again would collect a
+        traceback each time, with all that its frames hold."""
         assert self._error is not None
         error = copy.copy(self._error)
         error.__cause__ = self._error.__cause__
         return error
 
-    def _line(self, behind: str) -> str:
+    def _describe(self, backing: str) -> str:
         left = f", {self._endtime - int(time.time())} s left" if self._state is State.UP_TO_DATE else ""
         cached = ", cached" if self._cached else ""
         error = f" ({self._error.reason})" if self._error else ""
         return (
             f"uid {self.uid}, {self.flavor}: {self._state.value}{cached}{left}{error}, "
-            f"{self._references} references, {behind}"
+            f"{self._references} references, {backing}"
         )

@@ -1,13 +1,13 @@
 """The keyring policy: a context for each key, made by an upcall (docs/design-2008.md 4, 5.1 to 5.8).
 
-How the pieces of the paper are done with what user space has:
+How user space does what the paper describes for the kernel:
 
 - *All processes of root share one key for a target, and so do those of a user* (5.7), in
   whatever session keyring they are.  The key is linked into the user keyring (@u), and @u is
   linked into the thread keyring where the request is made.  A thread of its own makes each
-  request.  A thread keyring belongs to its thread, so the caller's keyrings are never changed
-  and nothing has to be restored; linking @u into the caller's own @t and out again would
-  leave an empty thread keyring behind.  Where nothing of the session's is needed (the
+  request: a thread keyring belongs to its thread, so the caller's keyrings are never changed
+  and nothing has to be restored.  (Linking @u into the caller's own @t and out again would
+  leave an empty thread keyring behind.)  Where nothing of the session's is needed (the
   machine's contexts, and those for other users) that thread also joins a session keyring of
   its own, as the paper wants: root's session keyring may be that of the user who called
   su(1), and be full of that user's keys.
@@ -50,13 +50,12 @@ PLACEHOLDER = b"\0"
 class KeyringPolicy(Policy):
     """Options:
 
-    - ``prefix``: of all keys' descriptions; a request-key rule must match it
-    - ``request_timeout``: in seconds, for request_key(2) itself
-    - ``upcall_timeout``: in seconds, for the answer
+    - ``prefix``: the beginning of all keys' descriptions; a request-key rule must match it
+    - ``request_timeout``: seconds that request_key(2) itself may take
+    - ``upcall_timeout``: seconds that the answer may take
     - ``session_cache``: the name of a collection of credentials (krb5's
       KEYRING:session:NAME) whose presence in a session keyring gives that session contexts
-      of its own.  None: any collection there does.  Empty: none does.  Credentials there that
-      krb5.conf does not use cost an upcall for each session, and nothing more.
+      of its own.  None: any collection there does.  Empty: none does.
     """
 
     name = "keyring"
@@ -123,7 +122,7 @@ class KeyringPolicy(Policy):
 
     def start(self, context: Context) -> None:
         """Make the request in a thread of its own, and wait until its key is instantiated."""
-        # The thread holds the context, too: it ends in order, whatever others do meanwhile.
+        # The thread has a reference of its own, so the context exists until the thread ends.
         context.get()
         requested = threading.Event()
         thread = threading.Thread(target=self._upcall, args=(context, requested), daemon=True)
@@ -189,7 +188,7 @@ class KeyringPolicy(Policy):
     def _request(self, context: Context) -> None:
         """request_key(2), from this thread; raises KeyOperationError."""
         if not _own(context.uid, context.flags):
-            keyrings.join_session()  # this thread alone does
+            keyrings.join_session()  # changes this thread alone
         keyring = keyrings.SESSION if context.domain else keyrings.USER
         if not context.domain:
             keyrings.link(keyrings.USER, keyrings.THREAD)
@@ -224,7 +223,7 @@ class KeyringPolicy(Policy):
                         f"no key {name}: {os.strerror(error.errno)}",
                         errno=error.errno,
                         kind=Kind.REQUEST,
-                        hint="the log of lgss_keyring has the cause; ENOKEY: no request-key rule matches",
+                        hint="see the log of lgss_keyring; ENOKEY and no line: no request-key rule matches",
                     ) from error
             _unlink_revoked(name, serial)
             time.sleep(pause)
@@ -281,7 +280,7 @@ class KeyringPolicy(Policy):
         thread.join()
 
     def destroy(self, context: Context) -> None:
-        """Count it no more; its key was ended when it left the cache."""
+        """Forget it; its key was ended when it left the cache."""
         with self._lock:
             self._requested.pop(context, None)
 
@@ -336,7 +335,7 @@ def _unlink_revoked(name: str, keyring: int) -> None:
                 break
             except BlockingIOError:
                 time.sleep(limits.FIRST_PAUSE_SECONDS)
-        # Without the lock we go on: a process that holds it longer only wants to be in our way.
+        # We go on without the lock: no process of ours holds it that long.
         for line in listed:
             fields = line.split(None, 8)
             if len(fields) != 9 or not fields[8].startswith(wanted):

@@ -31,8 +31,8 @@ NOT_RUNNING = "is lgssd running?"
 
 class ContextTable:
     """The contexts that wait for an answer, with their deadlines (time.monotonic()), by the
-    seq of their request: the hash table that the keyring policy does not need.  Holds a
-    reference of each."""
+    seq of their request.  (The keyring policy needs no such table: the kernel finds a key by its
+    description.)  Holds a reference of each."""
 
     def __init__(self, numbers: Iterator[int]) -> None:
         self._waiting: dict[int, tuple[Context, float]] = {}
@@ -41,7 +41,7 @@ class ContextTable:
         self.ended = False
 
     def add(self, context: Context, deadline: float) -> int:
-        """Add ``context``; gives its seq, or 0 if nothing is answered any more."""
+        """Add ``context``; returns its seq, or 0 if nothing is answered any more."""
         with self._lock:
             if self.ended:
                 return 0
@@ -50,8 +50,7 @@ class ContextTable:
         return seq
 
     def take(self, seq: int) -> Context | None:
-        """Remove the context of ``seq`` and give it, with the reference; None if there is
-        none."""
+        """Remove the context of ``seq`` and return it, with the reference; None if there is none."""
         with self._lock:
             return self._waiting.pop(seq, (None, 0.0))[0]
 
@@ -61,7 +60,7 @@ class ContextTable:
             return [seq for seq, (_, deadline) in self._waiting.items() if now > deadline]
 
     def end(self) -> list[int]:
-        """Add no more from now on; gives the seqs that wait."""
+        """Add no more from now on; returns the seqs that wait."""
         with self._lock:
             self.ended = True
             return list(self._waiting)
@@ -90,7 +89,7 @@ class _Connection:
             raise
 
     def ask(self, context: Context) -> bool:
-        """Send the request for ``context``; gives False if the connection has ended.
+        """Send the request for ``context``; returns False if the connection has ended.
 
         Waits while lgssd is too busy to read, at most until the answer's deadline.  Raises
         RequestError for a request that cannot be packed, OSError if it cannot be sent.
@@ -164,7 +163,7 @@ class _Connection:
             return
         context = self._table.take(seq)
         if context is None:
-            return  # its time was over, or lgssd invented the seq
+            return  # its deadline has passed, or lgssd answers a request that was never made
         try:
             context.take(answer)
         except LgssError as error:
@@ -246,7 +245,7 @@ class PipePolicy(Policy):
         """Do nothing: there is no key behind it."""
 
     def destroy(self, context: Context) -> None:
-        """Count it no more."""
+        """Forget it."""
         with self._lock:
             self._alive.discard(context)
 

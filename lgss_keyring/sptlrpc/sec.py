@@ -38,8 +38,8 @@ class ContextSource(Backing, Protocol):
 
     @abstractmethod
     def start(self, context: Context) -> None:
-        """Ask for ``context``.  Returns when the request stands (``context.instantiated``);
-        raises LgssError if it cannot be made.  Later calls ``context.established`` or
+        """Ask for ``context``.  Returns when the request is made (``context.instantiated``); raises
+        LgssError if it cannot be made.  Later calls ``context.established`` or
         ``context.failed``, once."""
 
     @abstractmethod
@@ -120,15 +120,15 @@ class SecurityObject:
         try:
             self.policy.start(context)
         except BaseException as error:
-            # Any error: others may wait for this context already. Where the policy itself has
-            # let the context fail, this changes nothing.
+            # After any error, because others may wait for this context already. If the policy has
+            # let the context fail itself, this changes nothing.
             known = error if isinstance(error, LgssError) else None
             context.failed(known or LgssError(f"{type(error).__name__}: {error}"))
             context.put()
             raise
 
     def _join(self, context: Context) -> bool:
-        """Wait until the request of another thread for ``context`` stands.  Gives False if
+        """Wait until another thread has made the request for ``context``.  Returns False if
         the context has left the cache, and another look-up will make a new one; raises the
         context's error."""
         if not context.cached:
@@ -149,8 +149,8 @@ class SecurityObject:
     def uncache(self, context: Context) -> None:
         """Let no look-up find ``context`` any more, and drop the cache's reference.
 
-        First its key goes, then its place here: a look-up in between would find the key by
-        its name, and would lose it when this context's key is ended.
+        Its key is ended before its place here is free.  In the other order a look-up in between
+        would find the key by its name, and would lose it when the key is ended.
         """
         if not context.leave_cache():
             return
@@ -163,13 +163,13 @@ class SecurityObject:
             context.retired()
 
     def flush_ctx_cache(self, uid: int = ALL, grace: float = 0, force: bool = False) -> int:
-        """End the contexts of ``uid``, or of all users; gives how many.
+        """End the contexts of ``uid``, or of all users; returns how many.
 
         Contexts that nobody uses end at once.  Those in use live on for ``grace`` seconds if
         that is not 0; else ``force`` ends them, too, and without it they are left alone.
         """
         with self._lock:
-            found = [c.get() for c in self.contexts.values() if uid in (ALL, c.uid)]
+            found = [context.get() for context in self.contexts.values() if uid in (ALL, context.uid)]
         flushed = 0
         for context in found:
             # The cache's reference and ours make two.
@@ -182,16 +182,16 @@ class SecurityObject:
 
     def gc(self) -> int:
         """Drop what is dead: expired contexts, those whose key is expired or revoked, old
-        reverse contexts.  Gives how many."""
+        reverse contexts.  Returns how many."""
         with self._lock:
-            found = [c.get() for c in self.contexts.values()]
+            found = [context.get() for context in self.contexts.values()]
         dead = sum(not context.validate() for context in found)
         for context in found:
             context.put()
         now = time.time()
         with self._lock:
-            old = [c for c in self._reverse if c.endtime <= now]
-            self._reverse = [c for c in self._reverse if c.endtime > now]
+            old = [context for context in self._reverse if context.endtime <= now]
+            self._reverse = [context for context in self._reverse if context.endtime > now]
         for context in old:
             context.die()
             context.put()
@@ -251,9 +251,9 @@ class SecurityObject:
     # Buffers.
 
     def alloc_reqbuf(self, size: int, context: Context) -> Buffer:
-        """A buffer for a request of ``size`` bytes and the token that ``context`` adds; where
-        it seals, for what the request becomes.  Raises ContextError for a context that is
-        not up to date: what its tokens need is not known before."""
+        """A buffer for a request of ``size`` bytes and the token that ``context`` adds, or for the
+        sealed request if the flavor encrypts.  Raises ContextError for a context that is not up
+        to date, because the size of its tokens is not known before."""
         return Buffer(size, context.overhead())
 
     def alloc_repbuf(self, size: int, context: Context) -> Buffer:
