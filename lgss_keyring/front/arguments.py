@@ -110,16 +110,17 @@ class Call:
     @property
     def failure_note(self) -> str:
         """The path of the note that says that this request is known to fail
-        (:mod:`.known_failure`), if there is one; empty for a request that cannot have any."""
+        (:mod:`.known_failure`), if there is one; empty for a request that cannot have any, or
+        that is to be refused whatever a note says."""
         fields = self.callout.split(":", 5)
         if len(fields) < 5:
             return ""
-        flags, uid = fields[4], fields[2]
+        flags, uid, requestor = fields[4], fields[2], self.requestor
         if flags:
-            if len(flags) > 3 or set(flags) - set("rmo"):
+            if len(flags) > 3 or set(flags) - set("rmo") or (requestor != "0" and self.key_type == "user"):
                 return ""
             owner = f"machine-{''.join(sorted(flags))}"
-        elif uid.isascii() and uid.isdecimal() and len(uid) <= 10:
+        elif uid.isascii() and uid.isdecimal() and len(uid) <= 10 and requestor in ("0", uid):
             owner = uid
         else:
             return ""

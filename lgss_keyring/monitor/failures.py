@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import stat
 
-from lgss_keyring.formats.errors import Kind
+from lgss_keyring.formats.errors import Kind, LgssError
 from lgss_keyring.front import arguments, known_failure
 from lgss_keyring.front.answer import FAILURE_LIFE
-from lgss_keyring.system import config_file
+from lgss_keyring.system import config_file, keyrings
 from lgss_keyring.worker import identity
 
 TYPE_CHECKING = False
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from lgss_keyring.formats.outcome import Failed
     from lgss_keyring.front.arguments import Call
 
-LONGEST_LIFE = 10
-"""Seconds.  The first note of a cause of the machine's lives for FAILURE_LIFE, each further
-one twice as long, up to this."""
 # By kind, whether it is about one acceptor only.
 NOTED = {
     Kind.KEYTAB_MISSING: False,
@@ -42,37 +39,47 @@ NOTED = {
     Kind.SERVICE_UNKNOWN: True,
 }
 NOTES_LIMIT = 1000
-"""How many notes there may be."""
+"""Old notes are swept when there are more."""
 
 
 def note(call: Call, request: UpcallRequest, failure: Failed, settings: Config, is_word: bool) -> int:
-    """Note ``failure`` if the next attempt cannot change it; gives the seconds that it is
-    good for.  ``is_word``: nothing was instantiated yet, so a limit that was hit is the
-    KDC's."""
+    """Note ``failure`` if the next attempt cannot change it; returns the seconds that the note is
+    good for, 0 if there is none.  ``is_word``: the key is not instantiated yet.
+
+    The first note of a cause of the machine's lives for FAILURE_LIFE, each further one twice as
+    long, up to LONGEST_LIFE.  Raises nothing.
+    """
     one_acceptor = NOTED.get(failure.kind)
     if failure.kind == Kind.LIMIT and is_word:
         one_acceptor = True  # it may have been the name service, slow for this one name
-    if one_acceptor is None or known_failure.is_elsewhere(str(request.pid)):
-        return FAILURE_LIFE
+    if one_acceptor is None or not call.failure_note or not _is_for_others(request):
+        return 0
+    try:
+        scope = known_failure.acceptor(call.callout) if one_acceptor else "*"
+        life = FAILURE_LIFE
+        if request.is_machine:
+            life = _next_life(call.failure_note, failure, scope)
+        lines = [f"{failure.errno} {known_failure.now() + life:.3f} {life} {failure.kind}", scope]
+        for file in _causes(call, request, failure, settings):
+            lines.append(f"{known_failure.fingerprint(file)} {file}")
+        return life if _write(call.failure_note, lines) else 0
+    except (OSError, ValueError):
+        return 0  # where none can be kept, nothing is lost
+
+
+def _is_for_others(request: UpcallRequest) -> bool:
+    """Whether what this request has found holds for the others of its uid, or of the machine."""
     if request.is_machine and request.requestor_uid != 0:
         # An ordinary user can forge such a request, and choose an acceptor that makes it
         # fail: root's requests must not be rejected for that.
-        return FAILURE_LIFE
-    name = call.failure_note
-    scope = f"{request.lustre_service},{call.callout.split(':')[7]}" if one_acceptor else "*"
-    life = _life(name, failure, scope) if request.is_machine else FAILURE_LIFE
-    head = f"{failure.errno} {known_failure.now() + life:.3f} {life} {scope} {failure.kind}"
-    _write(
-        name,
-        [
-            head,
-            *(
-                f"{known_failure.fingerprint(file)} {file}"
-                for file in _causes(call, request, failure, settings)
-            ),
-        ],
-    )
-    return life
+        return False
+    if known_failure.is_elsewhere(str(request.pid)):
+        return False
+    # What the front has linked is a keyring with credentials, which others do not have.
+    try:
+        return not set(request.keyrings) & set(keyrings.members(keyrings.SESSION))
+    except LgssError:
+        return True
 
 
 def forget(call: Call) -> None:
@@ -83,14 +90,15 @@ def forget(call: Call) -> None:
         pass
 
 
-def _life(name: str, failure: Failed, scope: str) -> int:
+def _next_life(name: str, failure: Failed, scope: str) -> int:
     """Twice the life of the last note, if that was of the same cause and not long ago."""
     try:
-        number, until, life, last_scope, kind = known_failure.read(name)[0].split(" ", 4)
+        first, last_scope = known_failure.read(name)[:2]
+        number, until, life, kind = first.split(" ", 3)
         is_same = (int(number), last_scope, kind) == (failure.errno, scope, failure.kind)
-        if is_same and known_failure.now() < float(until) + LONGEST_LIFE:
-            return min(2 * int(life), LONGEST_LIFE)
-    except (ValueError, IndexError):
+        if is_same and abs(known_failure.now() - float(until)) < known_failure.LONGEST_LIFE:
+            return max(FAILURE_LIFE, min(2 * int(life), known_failure.LONGEST_LIFE))
+    except ValueError:
         pass
     return FAILURE_LIFE
 
@@ -103,38 +111,49 @@ def _causes(call: Call, request: UpcallRequest, failure: Failed, settings: Confi
     if request.is_machine:
         files += [krb5.keytab.removeprefix("FILE:"), krb5.ccache.removeprefix("FILE:") or "/tmp/krb5cc_0"]  # noqa: S108
     else:
-        # The default cache as the user's worker has it: theirs to say, so root looks only
-        # where no file system of a user's can hold it up.
-        said, usual = failure.cache, f"/tmp/krb5cc_{request.uid}"  # noqa: S108
-        folders = ("/tmp/", f"/run/user/{request.uid}/")  # noqa: S108
-        files.append(said if said.startswith(folders) and "/../" not in said else usual)
+        files.append(_cache_of_user(failure.cache, request.uid))
     return [file for file in files if file.startswith("/") and file.isprintable() and len(file) < 200]
 
 
-def _write(name: str, lines: Sequence[str]) -> None:
-    """Write the note, as a whole or not at all; where none can be kept nothing is lost."""
-    if not name:
-        return
+def _cache_of_user(claimed: str, uid: int) -> str:
+    """The default cache, which the user's worker has ``claimed``, where root may look at it; else
+    the usual one.
+
+    Root, who looks at it while callers wait, goes into no folder of a user's: a file system of
+    their own there could hold root up.  A DIR cache's folder changes when a cache in it is made
+    or replaced.
+    """
+    for folder in ("/tmp/", f"/run/user/{uid}/"):  # noqa: S108
+        name = claimed.removeprefix(folder)
+        if claimed.startswith(folder) and name not in ("", ".", "..") and "/" not in name:
+            return claimed
+    return f"/tmp/krb5cc_{uid}"  # noqa: S108
+
+
+def _write(name: str, lines: Sequence[str]) -> bool:
+    """Write the note, as a whole or not at all; returns whether it was.  Raises OSError."""
+    folder = arguments.NOTES
     try:
-        folder = arguments.NOTES
-        try:
-            os.mkdir(folder, 0o700)
-        except FileExistsError:
-            pass
-        status = os.lstat(folder)
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-            return
-        if not os.path.exists(name) and not _has_room(folder):
-            return
-        new = f"{name}.{os.getpid()}"
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        pass
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        return False
+    if not os.path.exists(name) and not _has_room(folder):
+        return False
+    new = f"{name}.{os.getpid()}"
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
         try:
             os.write(descriptor, os.fsencode("\n".join(lines)))
         finally:
             os.close(descriptor)
         os.rename(new, name)
     except OSError:
-        pass
+        os.unlink(new)
+        raise
+    return True
 
 
 def _has_room(folder: str) -> bool:
@@ -143,7 +162,7 @@ def _has_room(folder: str) -> bool:
     names = [each for each in os.listdir(folder) if each.startswith("failed-")]
     if len(names) < NOTES_LIMIT:
         return True
-    old = known_failure.now() - LONGEST_LIFE
+    old = known_failure.now() - known_failure.LONGEST_LIFE
     gone = 0
     for each in names:
         try:

@@ -7,7 +7,7 @@ import os
 import time
 
 from lgss_keyring.formats import callout
-from lgss_keyring.formats.errors import KeyOperationError, Kind, LgssError
+from lgss_keyring.formats.errors import SHORTAGE, SHORTAGE_HINT, KeyOperationError, Kind, LgssError
 from lgss_keyring.formats.outcome import Answer, Failed
 from lgss_keyring.front import answer as front_answer
 from lgss_keyring.system import keys
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from lgss_keyring.system.log import Log
 
 
-def give(key: int, key_type: str, answer: Answer, deadline: float, log: Log) -> bool:
+def give(key: int, key_type: str, answer: Answer, deadline: float, log: Log, more: str = "") -> bool:
     """Update ``key`` with ``answer``, again until ``deadline`` (time.monotonic()) while the
-    kernel has not bound its context to it, and say so in one line.
+    kernel has not bound its context to it, and say so in one line, a failure with ``more``
+    behind it.
 
     Gives whether that was an established context and the key has taken it.
     """
@@ -44,11 +45,13 @@ def give(key: int, key_type: str, answer: Answer, deadline: float, log: Log) -> 
         nobody = ": nobody waits for it any more" if error.errno in keys.GONE else ""
         not_taken = error.reason + nobody
         log.bind(update_errno=errno.errorcode.get(error.errno, str(error.errno)))
-        if failure is None and error.errno == errno.EDQUOT:
+        if error.errno not in keys.GONE and error.errno != errno.EAGAIN:
             _answer_shortage(key, key_type, error.errno, deadline)
+            failure = failure or _shortage(error)
     log.patience = PATIENCE  # nobody waits for us any more
     if failure is not None:
-        log_failure(key, failure, log, f"; {not_taken}" if not_taken else "", is_ordinary)
+        not_taken = f"; {not_taken}" if not_taken and not_taken not in failure.reason else ""
+        log_failure(key, failure, log, not_taken + more, is_ordinary)
         return False
     if not_taken:
         lost = f"key {key}: context of {answer.initiator} is lost: {not_taken}"
@@ -102,9 +105,18 @@ def _set_life(key: int, seconds: int) -> None:
         raise
 
 
+def _shortage(error: LgssError) -> Failed:
+    """What the log says of a context that the kernel had no room for."""
+    if error.errno in SHORTAGE:
+        reason = f"this machine is short of something: {error.reason}"
+        return Failed(error.errno, 0, Kind.RESOURCES, reason, SHORTAGE_HINT)
+    return Failed.by(error)
+
+
 def _answer_shortage(key: int, key_type: str, number: int, deadline: float) -> None:
-    """The requestor's quota of bytes has no room for the context: the twelve bytes of failure
-    may fit; else the key goes, so that its requestor need not wait for its timeout."""
+    """The answer has no room, in the requestor's quota of bytes say: the twelve bytes of failure
+    with errno ``number`` may have it.  Else the key goes, so that its requestor need not wait for
+    its timeout."""
     try:
         _update(key, front_answer.failure(number), deadline)
         if key_type == "user":

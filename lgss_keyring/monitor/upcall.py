@@ -164,18 +164,18 @@ class Upcall:
 
     def fail(self, failure: Failed) -> bool:
         """Answer the key with ``failure``; returns False."""
-        life = front_answer.FAILURE_LIFE
+        life = 0
         if self._request is not None and not isinstance(self._settings, LgssError):
             life = failures.note(
                 self._call, self._request, failure, self._settings, is_word=self._front.is_due
             )
+        more = f"; further requests get the same answer for {life} s, without another try" if life else ""
         if self._front.is_due:
-            self._front.reject(failure.errno, life)
-            more = f"; the same is answered without another try for {life} s" if life > 2 else ""
+            self._front.reject(failure.errno, life or front_answer.FAILURE_LIFE)
             key_answer.log_failure(self._key, failure, self._log, more)
             return False
-        key_type = self._call.key_type
-        return key_answer.give(self._key, key_type, Answer.of_failure(failure), self._deadline, self._log)
+        answer = Answer.of_failure(failure)
+        return key_answer.give(self._key, self._call.key_type, answer, self._deadline, self._log, more)
 
     def _negotiate(self, request: UpcallRequest, settings: Config) -> Answer:
         limit, setting = float(settings.upcall.timeout), "[upcall] timeout"

@@ -85,6 +85,17 @@ class OwnedCache:
             self._descriptor = -1
 
 
+def path_of(name: bytes) -> str:
+    """The file of a FILE cache, or the folder of a DIR cache, that ``name`` names; empty for
+    another type."""
+    kind, colon, path = name.partition(b":")
+    if not colon or name.startswith(b"/"):
+        kind, path = b"FILE", name
+    if kind == b"DIR" and path.startswith(b":"):
+        path = os.path.dirname(path[1:])
+    return os.fsdecode(path) if kind in (b"FILE", b"WRFILE", b"DIR") else ""
+
+
 def why_not_default(name: bytes, uid: int) -> str:
     """Why libkrb5 must not open the default cache ``name``, or empty: because it is not there,
     or because it is another user's.

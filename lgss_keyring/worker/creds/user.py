@@ -65,6 +65,7 @@ def acquire(request: UpcallRequest, config: Config, service: str, report: Report
         explained = CredentialError(
             f"{doing}: {why_not_default}", kind=Kind.NO_TICKET, hint=gss_library.TICKET_HINT
         )
+    explained.cache = cache_owner.path_of(default)
     raise explained from cause
 
 
