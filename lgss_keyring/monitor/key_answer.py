@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from lgss_keyring.system.log import Log
 
 
+ENDED = Failed(errno.EKEYEXPIRED, 0, Kind.TICKET_EXPIRED, "the context has ended already", "check the clocks")
+
+
 def give(key: int, key_type: str, answer: Answer, deadline: float, log: Log, more: str = "") -> bool:
     """Update ``key`` with ``answer``, again until ``deadline`` (time.monotonic()) while the
     kernel has not bound its context to it, and say so in one line, a failure with ``more``
@@ -27,11 +30,7 @@ def give(key: int, key_type: str, answer: Answer, deadline: float, log: Log, mor
     """
     lifetime = answer.endtime - int(time.time())
     if answer.failure is None and lifetime <= 0:
-        answer = Answer.of_failure(
-            Failed(
-                errno.EKEYEXPIRED, 0, Kind.TICKET_EXPIRED, "the context has ended already", "check the clocks"
-            )
-        )
+        answer = Answer.of_failure(ENDED)
     failure = answer.failure
     not_taken = ""
     is_ordinary = False

@@ -73,7 +73,7 @@ def test_a_child_that_is_killed_before_its_front_is_done_leaves_an_answer(
 def test_child_and_witness_killed_before_the_front_is_done(site: Site, user: Requestor) -> None:
     """The front notices that nobody reads what it writes."""
     program = site.stage.variant(
-        "killed_both", "witness.watch(", "os.kill(server, 9); os.kill(os.getpid(), 9)"
+        "killed_both", "witness.watch(", "os.kill(server, 9); os.wait(); os.kill(os.getpid(), 9)"
     )
     main = program.parent / "lgss_keyring" / "front" / "main.py"
     go_on = 'os.write(instantiated_writer, b"1")'
