@@ -13,9 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from lgss_keyring.formats import callout
-from lgss_keyring.formats.config import Config, ContainerKrb5, Krb5
-from lgss_keyring.formats.errors import CredentialError
 from tests.support.realm import Realm
 from tests.support.requestor import Requestor
 from tests.support.site import AcceptorProcess, Site, Upcalls, machine_callout
@@ -261,49 +258,3 @@ def test_kept_ticket_of_an_enctype_that_is_no_longer_permitted(
         established(root.ask(upcalls.name(), machine_callout()))
         assert issued(site, "AS_REQ") == before
         assert {event["level"] for event in upcalls.log()} == {"info", "debug"}
-
-
-def test_whether_a_ticket_is_at_hand(
-    site: Site,
-    root: Requestor,
-    upcalls: Upcalls,
-    root_cache: Path,
-    keytab: Callable[..., Path],
-    private: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Answered without a KDC."""
-    from lgss_keyring.worker.creds import machine
-
-    monkeypatch.setenv("KRB5_CONFIG", str(site.realm.krb5_conf))
-    krb5 = {
-        "config": str(site.realm.krb5_conf),
-        "keytab": str(site.population.machine_keytab),
-        "ccache_directory": str(private),
-    }
-    words = ["create", "1", "user", upcalls.name(), machine_callout(), "0", "0", "0", "0", "0"]
-    request = callout.parse_request(words)
-    hosts = {"127.0.0.1": "localhost"}
-
-    def at_hand(**settings: str) -> bool:
-        return machine.at_hand(request, Config(krb5=Krb5(**{**krb5, **settings}), hosts=hosts))
-
-    site.realm.stop_kdc()
-    try:
-        assert not at_hand()
-        with pytest.raises(CredentialError, match="No such file"):
-            at_hand(keytab="/nonexistent")
-        with pytest.raises(CredentialError, match="none of the principals"):
-            at_hand(keytab=str(site.population.server_keytab))
-        with pytest.raises(CredentialError) as refused:
-            machine.acquire(request, Config(krb5=Krb5(**krb5), hosts=hosts), "lustre_mds@localhost", print)
-        assert refused.value.errno == errno.EHOSTUNREACH
-    finally:
-        site.realm.start_kdc()
-    established(root.ask(upcalls.name(), machine_callout()))
-    with no_kdc(site):
-        assert at_hand()
-        assert not machine.at_hand(request, Config(krb5=ContainerKrb5(**krb5), hosts=hosts))
-    kinit(site, keytab("host/localhost"), "host/localhost", root_cache)
-    with no_kdc(site):
-        assert at_hand(keytab="/nonexistent")

@@ -35,22 +35,6 @@ if TYPE_CHECKING:
     from lgss_keyring.formats.outcome import Report
 
 
-def at_hand(request: UpcallRequest, config: Config) -> bool:
-    """Whether :func:`acquire` needs no KDC for a TGT: a good one is in a cache of this machine.
-
-    Asks no KDC.  May ask the name service, where a principal's host has to be compared.
-    Raises CredentialError as acquire does for what is wrong with keytab and principals, and
-    ResolutionError.  Always False for a container, for which nothing is kept.
-    """
-    if isinstance(config.krb5, ContainerKrb5):
-        return False
-    search = _Search(request, config, _silent)
-    if search.in_roots_cache() is not None:
-        return True
-    _, principal = search.keytab_entry()
-    return search.kept_tgt(principal) is not None
-
-
 def acquire(request: UpcallRequest, config: Config, service: str, report: Report) -> Credential:
     """A credential for initiating to ``service`` (name@host), its TGT fetched from the KDC if
     there is none at hand.
@@ -69,10 +53,6 @@ def acquire(request: UpcallRequest, config: Config, service: str, report: Report
         return search.by_keytab(service)
 
     return search.credential(tgt, service, ("cache", client), without_cache)
-
-
-def _silent(level: str, text: str) -> None:
-    pass
 
 
 class _Search:
