@@ -9,6 +9,7 @@ import click
 
 from lgss_keyring.daemon import limits, requests, server
 from lgss_keyring.daemon.listener import listen
+from lgss_keyring.formats import config
 from lgss_keyring.formats.errors import LgssError
 from lgss_keyring.formats.pipe import DEFAULT_SOCKET
 from lgss_keyring.system import config_file, keyrings
@@ -17,9 +18,7 @@ from lgss_keyring.system.log import Log
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--socket", "path", default=DEFAULT_SOCKET, show_default=True, help="The socket to listen at.")
-@click.option(
-    "--config", "config_path", help=f"Configuration (default: {config_file.DEFAULT_PATH}, if there)."
-)
+@click.option("--config", "config_path", help=f"Configuration (default: {config.DEFAULT_PATH}, if there).")
 def main(path: str, config_path: str | None) -> None:
     """Negotiate GSS contexts for those who ask at a socket (sptlrpc's policy `pipe`).
 

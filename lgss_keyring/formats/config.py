@@ -14,13 +14,39 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, ClassVar
 
-    Allowed = range | tuple[str, ...] | type["AbsolutePath"]
+DEFAULT_PATH = "/etc/lgss_keyring.toml"
+
+
+class PathRule(Record):
+    """In :attr:`Section.allowed`: the setting is an absolute path.
+
+    ``may_be_empty``: or no text at all; ``prefixes``: or one of these with such a path behind it;
+    ``is_cache``: or the name of a credential cache of any type (``TYPE:``).
+    """
+
+    may_be_empty: bool = False
+    prefixes: tuple[str, ...] = ()
+    is_cache: bool = False
+
+    def what_is_needed(self, value: str) -> str:
+        """What ``value`` should be instead; empty if it may be the setting's value."""
+        if not value:
+            return "" if self.may_be_empty else "it is empty, and an absolute path is needed"
+        for prefix in self.prefixes:
+            value = value.removeprefix(prefix)
+        if self.is_cache and value.partition(":")[1] and not value.startswith((".", "FILE:")):
+            return ""
+        return "" if value.startswith("/") else "an absolute path is needed"
+
+
+if TYPE_CHECKING:
+    Allowed = range | tuple[str, ...] | PathRule
     """The numbers, the words or the kind of text that a setting may be."""
 
-
-class AbsolutePath:
-    """In :attr:`Section.allowed`: the setting is an absolute path, or empty."""
-
+A_PATH = PathRule()
+A_PATH_OR_NOTHING = PathRule(may_be_empty=True)
+A_KEYTAB = PathRule(prefixes=("FILE:", "WRFILE:"))
+A_CACHE = PathRule(may_be_empty=True, prefixes=("FILE:", "WRFILE:"), is_cache=True)
 
 SECONDS = range(1, 3601)
 U32 = range(2**32)
@@ -45,7 +71,7 @@ class Log(Section):
 
     file: str = ""
     level: str = "info"
-    allowed = {"file": AbsolutePath, "level": ("error", "warning", "info", "debug")}
+    allowed = {"file": A_PATH_OR_NOTHING, "level": ("error", "warning", "info", "debug")}
 
 
 class Upcall(Section):
@@ -69,7 +95,12 @@ class Krb5(Section):
     ccache: str = ""
     principal: str = ""
     ccache_directory: str = "/run/lgss"
-    allowed = {"config": AbsolutePath, "ccache_directory": AbsolutePath}
+    allowed = {
+        "config": A_PATH_OR_NOTHING,
+        "keytab": A_KEYTAB,
+        "ccache": A_CACHE,
+        "ccache_directory": A_PATH,
+    }
 
 
 class ContainerKrb5(Krb5):
@@ -89,7 +120,7 @@ class Names(Section):
     canonicalize: bool = True
     timeout: int = 10
     program: str = "/etc/lustre/nid2hostname"
-    allowed = {"timeout": SECONDS, "program": AbsolutePath}
+    allowed = {"timeout": SECONDS, "program": A_PATH}
 
 
 class Lustre(Section):
@@ -98,7 +129,7 @@ class Lustre(Section):
 
     parameters: str = ""
     reply_timeout: int = 100
-    allowed = {"parameters": AbsolutePath, "reply_timeout": SECONDS}
+    allowed = {"parameters": A_PATH_OR_NOTHING, "reply_timeout": SECONDS}
 
 
 class RpcsecGss(Section):
@@ -126,7 +157,8 @@ class Sptlrpc(Section):
 
 
 class Config(Record):
-    """All sections; ``hosts`` maps NIDs, addresses, targets and this host to host names."""
+    """All sections; ``hosts`` maps NIDs, addresses, targets and this host to host names, and
+    ``path`` is where the file is, or would be."""
 
     log: Log = Log()
     upcall: Upcall = Upcall()
@@ -136,6 +168,13 @@ class Config(Record):
     lustre: Lustre = Lustre()
     sptlrpc: Sptlrpc = Sptlrpc()
     hosts: Mapping[str, str] = {}
+    path: str = DEFAULT_PATH
+
+    def locate(self, text: str) -> str:
+        """``text`` with the file's name behind it, if it speaks of a section and does not name the
+        file itself: few remember where ``[hosts]`` is."""
+        speaks_of_it = any(f"[{name}]" in text for name in (*SECTIONS, "hosts"))
+        return f"{text} (in {self.path})" if speaks_of_it and self.path not in text else text
 
 
 SECTIONS: dict[str, type[Log | Upcall | Krb5 | RpcsecGss | Names | Lustre | Sptlrpc]] = {
@@ -157,13 +196,16 @@ def checked(document: Mapping[str, Any], path: str) -> Config:
     """
     values: dict[str, Any] = {}
     for name, table in document.items():
-        if name not in Config._fields:
-            raise ConfigError(f"{path}: unknown section [{name}]; known: {', '.join(Config._fields)}")
+        if name not in SECTIONS and name != "hosts":
+            known = ", ".join((*SECTIONS, "hosts"))
+            raise ConfigError(f"{path}: unknown section [{name}]; known: {known}")
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: {name} is a section, not a value")
         if name == "hosts":
-            _check_hosts(table, path)
-            values[name] = table
+            # Only here: most machines have no such section.
+            from lgss_keyring.formats import hosts_table
+
+            values[name] = hosts_table.checked(table, path)
             continue
         section = SECTIONS[name]
         for key, value in table.items():
@@ -173,13 +215,7 @@ def checked(document: Mapping[str, Any], path: str) -> Config:
             if needed := _complaint(section, key, value):
                 raise ConfigError(f"{path}: [{name}] {key}: {needed}")
         values[name] = section(**table)
-    return Config(**values)
-
-
-def _check_hosts(table: Mapping[str, Any], path: str) -> None:
-    for name, host in table.items():
-        if not isinstance(host, str) or not host or not host.isprintable():
-            raise ConfigError(f"{path}: [hosts] {name!r}: a host name in quotes is needed")
+    return Config(**values, path=path)
 
 
 def _complaint(section: type[Section], key: str, value: object) -> str:
@@ -196,6 +232,4 @@ def _complaint(section: type[Section], key: str, value: object) -> str:
         return f"{allowed[0]} to {allowed[-1]} is possible, not {value}"
     if isinstance(allowed, tuple) and value not in allowed:
         return f"one of {', '.join(allowed)}, not {value!a}"
-    if allowed is AbsolutePath and value and not str(value).startswith("/"):
-        return "an absolute path is needed"
-    return ""
+    return allowed.what_is_needed(str(value)) if isinstance(allowed, PathRule) else ""

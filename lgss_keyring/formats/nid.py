@@ -33,9 +33,11 @@ class Nid(Record):
 
     @classmethod
     def parse(cls, text: str) -> Nid:
-        """From ``192.168.1.5@tcp``, ``10.0.0.1@o2ib3`` or ``0@lo``; raises
-        ResolutionError."""
+        """From ``192.168.1.5@tcp``, ``10.0.0.1@o2ib3``, ``0@lo``, or ``5@type99-1`` as
+        :meth:`__str__` writes unknown types; raises ResolutionError."""
         host, at, network = text.partition("@")
+        if network.startswith("type"):
+            return cls._parse_unknown(text)
         name = network.rstrip("0123456789")
         if name not in TYPES.values():  # o2ib, ptl4: digits belong to the name
             name = next((known for known in TYPES.values() if network.startswith(known)), "")
@@ -61,6 +63,19 @@ class Nid(Record):
         if not good or (kind == LO and address):
             raise ResolutionError(f"{text[:60]!a} is not a NID: its address is wrong")
         return cls(address, kind, int(number))
+
+    @classmethod
+    def _parse_unknown(cls, text: str) -> Nid:
+        address, _, network = text.partition("@")
+        kind, dash, number = network.removeprefix("type").partition("-")
+        parts = (address, kind, number or "0")
+        if not dash or not all(p.isascii() and p.isdecimal() and len(p) <= 10 for p in parts):
+            raise ResolutionError(f"{text[:60]!a} is not a NID")
+        nid = cls(*map(int, parts))
+        is_too_big = nid.address >= 2**32 or nid.network_type > 0xFFFF or nid.network_number > 0xFFFF
+        if is_too_big or nid.network_type in TYPES:
+            raise ResolutionError(f"{text[:60]!a} is not a NID")
+        return nid
 
     def __str__(self) -> str:
         name = TYPES.get(self.network_type, f"type{self.network_type}-")

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import stat
 
+from lgss_keyring.formats import config
 from lgss_keyring.formats.errors import Kind, LgssError
 from lgss_keyring.front import arguments, known_failure
 from lgss_keyring.front.answer import FAILURE_LIFE
-from lgss_keyring.system import config_file, keyrings
+from lgss_keyring.system import keyrings
 from lgss_keyring.worker import identity
 
 TYPE_CHECKING = False
@@ -106,7 +107,7 @@ def _next_life(name: str, failure: Failed, scope: str) -> int:
 def _causes(call: Call, request: UpcallRequest, failure: Failed, settings: Config) -> Sequence[str]:
     """The files whose change may end the failure."""
     krb5 = settings.krb5
-    files = [call.options.get("config") or config_file.DEFAULT_PATH]
+    files = [call.options.get("config") or config.DEFAULT_PATH]
     files += (krb5.config or identity.DEFAULT_KRB5_CONFIG).split(":")
     if request.is_machine:
         files += [krb5.keytab.removeprefix("FILE:"), krb5.ccache.removeprefix("FILE:") or "/tmp/krb5cc_0"]  # noqa: S108

@@ -6,11 +6,9 @@ import errno
 import os
 import stat
 
-from lgss_keyring.formats.config import Config, checked
+from lgss_keyring.formats.config import DEFAULT_PATH, Config, checked
 from lgss_keyring.formats.errors import ConfigError
 from lgss_keyring.system.limits import CONFIG_BYTES
-
-DEFAULT_PATH = "/etc/lgss_keyring.toml"
 
 
 def load(path: str | None = None) -> Config:

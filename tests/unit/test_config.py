@@ -59,6 +59,26 @@ def test_every_section(tmp_path: Path) -> None:
         ("[rpcsec_gss]\nport = 65536", "1 to 65535"),
         ("[rpcsec_gss]\nprogram = -1", "0 to 4294967295"),
         ("[krb5]\nkeytab = 5", "a string in quotes"),
+        ("[krb5]\nkeytab = ''", r"config.toml: \[krb5\] keytab: it is empty, and an absolute path is needed"),
+        ("[krb5]\nkeytab = 'krb5.keytab'", "keytab: an absolute path is needed"),
+        ("[krb5]\nkeytab = 'FILE:krb5.keytab'", "keytab: an absolute path is needed"),
+        ("[krb5]\nccache = 'krb5cc'", "ccache: an absolute path is needed"),
+        ("[krb5]\nccache_directory = ''", "ccache_directory: it is empty"),
+        ("[hosts]\n'192.0.2.5@tpc' = 'a'", "'192.0.2.5@tpc' is no NID, address, target or node name; a NID"),
+        ("[hosts]\n'192.0.2.500@tcp' = 'a'", "is no NID"),
+        ("[hosts]\n'192.0.2.500' = 'a'", "is no NID"),
+        ("[hosts]\n'fd00::5@gni' = 'a'", "is no NID"),
+        ("[hosts]\n'fd00::x' = 'a'", "is no NID"),
+        ("[hosts]\n'MGC192.0.2.5@tpc' = 'a'", "is no NID"),
+        ("[hosts]\n'my host' = 'a'", "is no NID"),
+        ("[hosts]\n'' = 'a'", "is no NID"),
+        ("[hosts]\n'192.0.2.5' = 'a b'", "a host name in quotes"),
+        ("[hosts]\n'192.0.2.5' = 'a@B.TEST'", "a host name in quotes"),
+        ("[hosts]\n'192.0.2.5' = 'host/a'", "a host name in quotes"),
+        ("[hosts]\n'192.0.2.5' = 'a..b'", "a host name in quotes"),
+        ("[hosts]\n'192.0.2.5' = '-a'", "a host name in quotes"),
+        ("[hosts]\n'192.0.2.5' = ''", "a host name in quotes"),
+        ("[hosts]\n'192.0.2.5@tcp' = 'a'\n'192.0.2.5@tcp0' = 'b'", "two names for 192.0.2.5@tcp"),
         ("[hosts]\n'192.0.2.5' = 5", "a host name in quotes"),
         ("[log\n", "line 1"),
         ('[log]\nfile = "/x\\u0000y"', "do not print"),
@@ -72,6 +92,46 @@ def test_every_section(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("key", "looked_up"),
+    [
+        ("192.0.2.5@tcp0", "192.0.2.5@tcp"),
+        ("192.0.2.5@tcp", "192.0.2.5@tcp"),
+        ("10.0.0.1@o2ib00", "10.0.0.1@o2ib"),
+        ("10.0.0.1@o2ib3", "10.0.0.1@o2ib3"),
+        ("5@type99-1", "5@type99-1"),
+        ("fd00::5@tcp0", "fd00::5@tcp"),
+        ("fd00::5@o2ib", "fd00::5@o2ib"),
+        ("fd00::5@o2ib10", "fd00::5@o2ib10"),
+        ("fd00::5", "fd00::5"),
+        ("192.0.2.5", "192.0.2.5"),
+        ("MGC192.0.2.5@tcp0", "MGC192.0.2.5@tcp"),
+        ("lustre-MDT0000", "lustre-MDT0000"),
+        ("lustre-MDT0000-mdc-ffff8f00", "lustre-MDT0000-mdc-ffff8f00"),
+        ("client7.example.com", "client7.example.com"),
+    ],
+)
+def test_keys_of_hosts_are_those_that_are_looked_up(tmp_path: Path, key: str, looked_up: str) -> None:
+    assert load(tmp_path, f'[hosts]\n"{key}" = "mds1.example.com"\n').hosts == {looked_up: "mds1.example.com"}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["keytab = '/k'", "keytab = 'FILE:/k'", "ccache = ''", "ccache = 'KCM:0'", "ccache = 'FILE:/c'"],
+)
+def test_names_of_keytabs_and_caches_that_are_taken(tmp_path: Path, setting: str) -> None:
+    load(tmp_path, f"[krb5]\n{setting}\n")
+
+
+def test_a_text_that_speaks_of_a_section_names_the_file(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "")
+    path = str(tmp_path / "config.toml")
+    assert loaded.locate("add it to [hosts]") == f"add it to [hosts] (in {path})"
+    assert loaded.locate(f"add it to [hosts] of {path}") == f"add it to [hosts] of {path}"
+    assert loaded.locate("check [realms] in krb5.conf") == "check [realms] in krb5.conf"
+    assert config.Config().locate("[log]") == "[log] (in /etc/lgss_keyring.toml)"
 
 
 def test_every_number_has_a_range() -> None:
