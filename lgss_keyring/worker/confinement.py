@@ -2,8 +2,8 @@
 
 In the namespaces of a container the container's code runs (plug-ins of libkrb5, name service
 modules).  It must not get more of this machine than the container has.  So before a worker
-enters it goes into the cgroups of the task that it serves and takes that task's resource limits;
-where it cannot, the request is refused (docs/security.md, "Containers").
+enters them, it goes into the cgroups of the task that it serves and takes that task's resource
+limits.  If it cannot, the request is refused (docs/security.md, "Containers").
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def bound() -> None:
 
 
 def _lower(number: int, soft: int, hard: int) -> None:
-    """Lower a limit of this process to these values; what is lower already stays."""
+    """Lower a limit of this process to these values; a limit that is lower already stays."""
     own_soft, own_hard = resource.getrlimit(number)
     hard = _lesser(hard, own_hard)
     resource.setrlimit(number, (_lesser(_lesser(soft, own_soft), hard), hard))
@@ -49,13 +49,14 @@ def _lesser(one: int, other: int) -> int:
 def confine_like(task: Task, uid: int) -> None:
     """Go into the cgroups of ``task`` and take its resource limits, as root.
 
-    ``uid`` is the user that this process is going to be: what runs in there may have a few
+    ``uid`` is the user that this process will become.  What runs in the namespaces may have a few
     processes more than that user has now.  Raises RefusedError.
     """
     try:
         processes = _tasks_of(uid) + limits.CONTAINER_PROCESSES
         _join_cgroups(task)
-        # The last, as with the task's limit of descriptors nothing more may be possible to open.
+        # After the cgroups: the task's limit of descriptors may be so low that no more file can
+        # be opened.
         _take_limits(task)
         _lower(resource.RLIMIT_NPROC, processes, processes)
     except (OSError, ValueError) as error:
@@ -97,8 +98,9 @@ def _tasks_of(uid: int) -> int:
 
 
 class Mount(Record):
-    """A mounted cgroup file system: the ``controllers`` and other options of the hierarchy (none for
-    version 2), the ``root`` of the mount in it, and the ``folder`` where that is."""
+    """A mounted cgroup file system: the ``controllers`` and other options of its hierarchy (none for
+    version 2), the cgroup that is the ``root`` of this mount, and the ``folder`` where it is
+    mounted."""
 
     controllers: frozenset[bytes]
     root: bytes
@@ -106,14 +108,15 @@ class Mount(Record):
 
 
 def _join_cgroups(task: Task) -> None:
-    """Go into the cgroup of ``task`` in each hierarchy.  Raises OSError, ValueError, RefusedError."""
+    """Go into the cgroups of ``task``, one in each hierarchy.  Raises OSError, ValueError,
+    RefusedError."""
     for _ in range(limits.CGROUP_TRIES):
         theirs = cgroups_of(task.read("cgroup"))
         with open("/proc/self/cgroup", "rb") as file:
             ours = cgroups_of(file.read())
         different = {hierarchy: path for hierarchy, path in theirs.items() if ours.get(hierarchy) != path}
-        # Read anew after each move: the task may have been moved meanwhile, and what
-        # is mounted there may not be the hierarchy.
+        # Compared again after each move: the task may have been moved meanwhile, and the file
+        # system that is mounted there may be another one.
         if not different:
             return
         mounts = mounts_of_cgroups()
@@ -143,7 +146,7 @@ def _join(hierarchy: bytes, path: bytes, mounts: list[Mount]) -> None:
 
 
 def _below(path: bytes, root: bytes) -> bytes | None:
-    """``path`` as seen below a mount of ``root``, or None where it cannot be seen."""
+    """The path of the cgroup ``path`` in a mount whose root is ``root``; None if it is not in there."""
     if b".." in path.split(b"/"):
         return None  # outside of our own cgroup namespace
     if root == b"/":

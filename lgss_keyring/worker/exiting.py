@@ -1,13 +1,13 @@
-"""The process whose namespaces stand for those of one that is exiting.
+"""In which namespaces a process is served that is exiting and has none any more.
 
 Lustre closes files of a process after the kernel has taken its namespaces away, and asks
 for a context for that.  /proc/PID/ns/mnt is gone then, but /proc/PID/status can be read.  Without
 the context the server would keep the file's handle.
 
-So the process is served in our namespaces if it was seen there before
-(:mod:`lgss_keyring.worker.sightings`), and else where its living parent has its credentials, if nothing shows
-that it was anywhere else.  docs/security.md, "A process that is exiting", says why no container gets
-the host's credentials by that.
+So the process is served in our namespaces if an earlier worker has seen it there
+(:mod:`lgss_keyring.worker.sightings`).  Otherwise it is served in those of its living parent, if
+nothing shows that it was in others.  docs/security.md, "A process that is exiting", says why no
+container gets the host's credentials in this way.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from lgss_keyring.worker import limits
 from lgss_keyring.worker.refusal import refusal
 
 SHARED_STATUS = (b"Uid", b"NoNewPrivs", b"Seccomp", b"CapBnd")
-"""Lines of /proc/PID/status that a process has in common with such a parent: all four uids, and
-what programs that confine others change."""
+"""Lines of /proc/PID/status that must be the same for a process and such a parent: all four uids,
+and what programs change to confine others."""
 SHARED_NAMESPACES = ("user", "pid")
-"""These can be read of an exiting process still."""
+"""Namespaces that both must share.  Those of an exiting process can still be read."""
 HINT = (
     "a program that closes its files before it ends needs no such help; nor does one whose parent is a "
     "living process of the same user, in the same cgroups"
@@ -31,10 +31,11 @@ HINT = (
 
 
 def living_ancestor(task: Task) -> Task:
-    """The parent of ``task``, which is exiting; or, while that is exiting as well, the parent's parent.
+    """The nearest ancestor of ``task`` that is not exiting: its parent, else the parent of that, and so
+    on.
 
-    Raises RefusedError unless each is as :func:`_difference` wants it, OSError if one
-    has ended meanwhile.
+    Raises RefusedError unless each shares with its child what :func:`_difference` compares,
+    OSError if one has ended meanwhile.
     """
     child = task
     for _ in range(limits.ANCESTORS):
@@ -58,16 +59,16 @@ def _parent_of(task: Task) -> Task | None:
     if not number:
         return None
     parent = Task(number)
-    # Read again: as long as it is the same the parent had not ended before we took hold of
-    # the folder, so its number was not given to another process.
+    # Read again: if it is still the same, the parent had not ended before its folder was opened,
+    # so its number was not given to another process.
     return parent if int(task.status()[b"PPid"]) == number else None
 
 
 def _difference(child: Task, parent: Task) -> str:
-    """In what ``parent`` differs from ``child`` of that which they must share; empty: in nothing."""
-    ours, theirs = child.status(), parent.status()
+    """What ``parent`` and ``child`` must share and do not; empty if there is nothing."""
+    of_child, of_parent = child.status(), parent.status()
     for name in SHARED_STATUS:
-        if ours.get(name) != theirs.get(name):
+        if of_child.get(name) != of_parent.get(name):
             return f"{name.decode()} differs"
     for kind in SHARED_NAMESPACES:
         if not _same_file(child.stat_of(f"ns/{kind}"), parent.stat_of(f"ns/{kind}")):
@@ -88,6 +89,6 @@ def _same_file(one: os.stat_result, other: os.stat_result) -> bool:
 
 
 def is_in_initial_namespaces(task: Task) -> bool:
-    """Whether ``task`` has no other pid than the one that we know, and is in our user namespace."""
-    ours = _same_file(task.stat_of("ns/user"), os.stat("/proc/self/ns/user"))
-    return ours and len(task.status()[b"NSpid"].split()) == 1
+    """Whether ``task`` is in our user namespace, and in our pid namespace rather than one below it."""
+    in_our_user_namespace = _same_file(task.stat_of("ns/user"), os.stat("/proc/self/ns/user"))
+    return in_our_user_namespace and len(task.status()[b"NSpid"].split()) == 1

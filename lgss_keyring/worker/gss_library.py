@@ -87,14 +87,14 @@ def cause_of(error: GSSError) -> Cause | None:
     return CAUSES.get(error.min_code - (1 << 32) if error.min_code >= 1 << 31 else error.min_code)
 
 
-def explain(error: GSSError, doing: str, family: type[LgssError]) -> LgssError:
+def explain(error: GSSError, problem: str, family: type[LgssError]) -> LgssError:
     """``error`` in the words of this package, as a ``family`` member.
 
-    ``doing`` says what failed ("cannot ..."); krb5's extended text is kept, and so
-    is the major status.
+    ``problem`` says what failed ("cannot ...").  krb5's extended text and the major status are
+    kept.
     """
-    # The mechanism's own words say more than the major status's, if there are any; for an
-    # expired credential there are none, and then it says "Success".
+    # The minor status's text says more than the major status's, if there is any. For an expired
+    # credential there is none, or it is "Success".
     texts = error.get_all_statuses(error.min_code, False) if error.min_code else []
     if not texts or texts == ["Success"]:
         texts = error.get_all_statuses(error.maj_code, True)
@@ -105,9 +105,9 @@ def explain(error: GSSError, doing: str, family: type[LgssError]) -> LgssError:
     if cause is None and routine == GSS_S_NO_CRED:
         cause = Cause(errno.ENOKEY, Kind.NO_CREDENTIAL, TICKET_HINT)
     if cause is None:
-        return family(f"{doing}: {'; '.join(texts)}", major=error.maj_code)
+        return family(f"{problem}: {'; '.join(texts)}", major=error.maj_code)
     return family(
-        f"{doing}: {'; '.join(texts)}",
+        f"{problem}: {'; '.join(texts)}",
         errno=cause.errno,
         major=error.maj_code,
         kind=cause.kind,

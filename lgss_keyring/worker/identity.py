@@ -41,8 +41,8 @@ def replace_environment(krb5_config: str, canonicalize: bool = True) -> None:
     the library's default) becomes KRB5_CONFIG.
 
     Without ``canonicalize`` a file of ours stands before it: libkrb5 takes a setting from the
-    first file that has it.  A principal that is built here would do, too, but libkrb5 would
-    then not apply [domain_realm].
+    first file that has it.  (To build the principal here would keep the name as well, but then
+    libkrb5 would not apply [domain_realm].)
     """
     os.environ.clear()
     os.environ.update(ENVIRONMENT)
@@ -157,10 +157,9 @@ def _capable(status: int) -> bool:
 
 
 def stay_undumpable() -> None:
-    """Let no other process look into this one, and no core dump hold its keys.
+    """Let no other process look into this one, and let it dump no core, which would have its keys.
 
-    For every worker, as soon as it is there: root's too, whose keys a core dump would hold.
-    Raises OSError.
+    Each worker calls this first, the machine's too.  Raises OSError.
     """
     _prctl(PR_SET_DUMPABLE, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -102,12 +102,16 @@ def tgt_of(cache: CCache) -> Ticket | None:
         tickets = tickets_of(cache)
     except Krb5Error:
         return None
-    own = [t for t in tickets if t.creds.server.components == [b"krbtgt", t.creds.client.realm]]
+    own = [
+        ticket
+        for ticket in tickets
+        if ticket.creds.server.components == [b"krbtgt", ticket.creds.client.realm]
+    ]
     return max(own, key=lambda ticket: ticket.end, default=None)
 
 
 def into_memory(context: Context, creds: Creds) -> bytes:
-    """Put a copy of ``creds`` into a new MEMORY cache of this process; gives its name.
+    """Put a copy of ``creds`` into a new MEMORY cache of this process; returns its name.
 
     What libkrb5 adds to a cache (service tickets) goes there, and not into the cache that
     ``creds`` came from.
@@ -125,11 +129,11 @@ _NT_SRV_HST = 3
 
 def selected(service: str) -> bytes | None:
     """The name of the cache that krb5_cc_select chooses for ``service`` (name@host) from the
-    default collection, None if it has no opinion."""
+    default collection; None if it chooses none."""
     component, _, host = service.partition("@")
     handle, target, cache, client = (ctypes.c_void_p() for _ in range(4))
     name = ctypes.c_char_p()
-    # A context of its own: the library does not tell where its one is.
+    # A context of its own, because the library krb5 does not give the address of the one it has.
     if _libkrb5.krb5_init_context(ctypes.byref(handle)):
         return None
     try:
@@ -144,7 +148,7 @@ def selected(service: str) -> bytes | None:
             return None
         return name.value
     finally:
-        # Each takes NULL, but for the cache.
+        # Each of these takes NULL, except krb5_cc_close.
         _libkrb5.krb5_free_string(handle, name)
         if cache.value is not None:
             _libkrb5.krb5_cc_close(handle, cache)
@@ -161,11 +165,11 @@ def store_in(context: Context, name: bytes, tickets: Sequence[Creds]) -> None:
         cc_store_cred(context, cache, creds)
 
 
-def explain(error: Krb5Error, doing: str, family: type[LgssError]) -> LgssError:
+def explain(error: Krb5Error, problem: str, family: type[LgssError]) -> LgssError:
     """``error`` in the words of this package; see :func:`lgss_keyring.worker.gss_library.explain`."""
     # The library appends the number, which says nothing to people.
     text = str(error).removesuffix(f" {error.err_code}")
     cause = gss_library.CAUSES.get(error.err_code)
     if cause is None:
-        return family(f"{doing}: {text}")
-    return family(f"{doing}: {text}", errno=cause.errno, kind=cause.kind, hint=cause.hint)
+        return family(f"{problem}: {text}")
+    return family(f"{problem}: {text}", errno=cause.errno, kind=cause.kind, hint=cause.hint)

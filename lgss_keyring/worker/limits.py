@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# A cached ticket is good while it has left the lesser of these two: so many seconds, or its
-# lifetime divided by this number (docs/protocol.md 4).
+# A cached ticket is good while at least the lesser of these two is left of it: so many seconds, or
+# its lifetime divided by this number (docs/protocol.md 4).
 GOOD_TICKET_SECONDS = 1800
 GOOD_TICKET_DIVISOR = 4
 CLOCK_SKEW_SECONDS = 300
@@ -34,7 +34,7 @@ CGROUP_TRIES = 4
 
 LEGS = 10
 """How many tokens a negotiation sends.  No mechanism in use takes more than three; an acceptor
-that continues for ever must not keep the worker as long."""
+that continues for ever must not keep the worker."""
 
 REPLY_BYTES = 1 << 17
 """The longest RPC reply.  An AP-REP has a few hundred bytes; tokens with authorization data have

@@ -26,11 +26,11 @@ class MonitorConnection:
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         self._steps_left = worker_messages.STEP_LIMIT - 1
-        self._credential_is_told = False
+        self._credential_is_reported = False
 
     def close_other_descriptors(self) -> None:
-        """Close all descriptors but the first three and this connection's: what the monitor has
-        open must not be the user's, who may take this worker over."""
+        """Close all descriptors but the first three and this connection's.  The user may take this
+        worker over, and must not get what the monitor has open."""
         for name in os.listdir("/proc/self/fd"):
             number = int(name)
             if number > 2 and number != self._socket.fileno():
@@ -50,9 +50,9 @@ class MonitorConnection:
             self._socket.send(worker_messages.pack_step(level, text))
 
     def credential_ready(self) -> None:
-        """Tell that the initiator's credential is there; once, for all attempts."""
-        if not self._credential_is_told:
-            self._credential_is_told = True
+        """Say that the initiator's credential is there; only once, for all attempts."""
+        if not self._credential_is_reported:
+            self._credential_is_reported = True
             self._socket.send(worker_messages.CREDENTIAL_READY)
 
     def send_token(self, token: bytes) -> tuple[int, bytes]:

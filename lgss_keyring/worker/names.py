@@ -226,7 +226,7 @@ def _by_program(nid: Nid, names: Names, hint: str) -> str:
     if os.geteuid() != 0:
         raise ResolutionError(f"{failed}: it is run by root only", hint=hint)
     try:
-        other = _first_not_roots(names.program)
+        other = _first_writable_by_others(names.program)
         if other:
             raise ResolutionError(
                 f"{failed}: others than root may write it, by {other}",
@@ -270,9 +270,9 @@ def _output_of(names: Names, nid: Nid) -> str:
                 pass
 
 
-def _first_not_roots(path: str) -> str:
-    """The first of ``path`` and of all that leads to it, links and folders, that another than root
-    can write or replace; empty if there is none.  Raises OSError.
+def _first_writable_by_others(path: str) -> str:
+    """The first file, folder or link on the way to ``path`` that others than root can write or
+    replace; empty if there is none.  Raises OSError.
 
     In a sticky folder nobody else can replace what is root's.
     """

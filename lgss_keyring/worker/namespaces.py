@@ -55,7 +55,7 @@ def _is_ours(theirs: os.stat_result, kind: str) -> bool:
 
 class RequestorNamespaces:
     """The mount and network namespace of one task, held open: a process may change its
-    namespaces at any time.  ``different`` has the kinds in which it is not where we are."""
+    namespaces at any time.  ``different`` has the kinds of which it has another one than ours."""
 
     def __init__(self, task: Task) -> None:
         """Take hold of the namespaces of ``task``; raises RefusedError."""
@@ -100,8 +100,8 @@ class RequestorNamespaces:
             raise refusal(self.pid, "it lives in another user namespace, which has no machine", errno.EACCES)
 
     def check_ours(self) -> None:
-        """Raise RefusedError if there is anything to enter: root has nothing to drop after
-        it, and would read the krb5.conf there, with all that this can load, as root."""
+        """Raise RefusedError if there is anything to enter: root has no rights to drop afterwards,
+        and would read the krb5.conf there as root, with the plug-ins that it names."""
         if self.different:
             raise refusal(
                 self.pid, "root's own credentials are looked for in our namespaces only", errno.EACCES
@@ -137,8 +137,8 @@ class RequestorNamespaces:
         """
         root = self.task.open("root", os.O_PATH | os.O_DIRECTORY)
         try:
-            # Only its name at first: to open a device does something, and a container
-            # may have made a node of one that is closed to it.
+            # By O_PATH at first: to open a device for reading can have effects, and a container
+            # may have a node of a device that it may not open itself.
             how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
             _libc.syscall.restype = ctypes.c_long
             descriptor: int = _libc.syscall(
@@ -173,16 +173,16 @@ class RequestorNamespaces:
 
 
 def foreign(pid: int) -> bool:
-    """Whether process ``pid`` may live in another mount or network namespace, at a glance: what is
-    found out here is checked by :func:`find`."""
+    """Whether process ``pid`` may live in another mount or network namespace.  This is a first look
+    only, which :func:`find` checks."""
     try:
         return not all(_is_ours(os.stat(f"/proc/{pid}/ns/{kind}"), kind) for kind in ENTERED)
     except OSError:
         return bool(pid)
 
 
-def _has_none(task: Task, request: UpcallRequest) -> bool:
-    """Whether ``task`` asks for a user and is exiting, its namespaces taken away already."""
+def _has_lost_namespaces(task: Task, request: UpcallRequest) -> bool:
+    """Whether ``request`` is for a user, and ``task`` is exiting and has no namespaces any more."""
     try:
         if request.is_machine or not task.is_exiting():
             return False
@@ -196,8 +196,8 @@ def _has_none(task: Task, request: UpcallRequest) -> bool:
 def _of_exiting(task: Task, request: UpcallRequest, forked: int, folder: str) -> RequestorNamespaces | None:
     """The namespaces in which ``task`` was before it began to exit; None: ours.
 
-    They are ours if an earlier worker saw it in them (``folder`` has that), else those of the living
-    process that stands for it.  Raises RefusedError.
+    They are ours if an earlier worker has seen it there (:mod:`lgss_keyring.worker.sightings` in
+    ``folder``), else those of its living ancestor.  Raises RefusedError.
     """
     try:
         if task.start_time() > forked:
@@ -248,7 +248,7 @@ def _of_machine(task: Task) -> RequestorNamespaces | None:
 def _of_user(task: Task, request: UpcallRequest, forked: int, folder: str) -> RequestorNamespaces | None:
     """As :func:`find`.  Takes the requestor's keyrings out of our session keyring if the requestor is not
     the user that it asks for."""
-    if _has_none(task, request):
+    if _has_lost_namespaces(task, request):
         found = _of_exiting(task, request, forked, folder)
         if found is None:
             return None

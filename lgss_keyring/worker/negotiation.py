@@ -69,7 +69,7 @@ def negotiate(
         try:
             return _attempt(request, config, channel, service, report, credential_ready)
         except KeptTicketRefusedError as error:
-            if channel.once:
+            if channel.is_single_use:
                 raise
             report("info", f"{error.reason}; trying once more with a new ticket")
             return _attempt(request, config, channel, service, report, credential_ready)
@@ -77,7 +77,7 @@ def negotiate(
             # Try once more, from the start and with a new authenticator: the old one
             # may be in the acceptor's replay cache.
             again = error.errno == errno.ETIMEDOUT or error.kind == Kind.START_AGAIN
-            if channel.once or not again:
+            if channel.is_single_use or not again:
                 raise
             report("warning", f"{error.reason}; trying once more")
             return _attempt(request, config, channel, service, report, credential_ready)

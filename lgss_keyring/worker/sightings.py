@@ -1,8 +1,9 @@
 """Which processes have been seen in our own namespaces, so that they are known while they exit.
 
 A process that is exiting has no namespaces any more (:mod:`lgss_keyring.worker.exiting`).  If it asked
-for a context before, the worker of that time, still root, has looked at them.  What it saw stays in one
-file of root's in /run/lgss (``[krb5] ccache_directory``), one slot for each pid modulo :data:`SLOTS`:
+for a context before, the worker of that request looked at them while it was root, and wrote what it
+saw into the file ``seen`` in /run/lgss (``[krb5] ccache_directory``).  The slot of a process is
+found by its pid modulo :data:`SLOTS`:
 
     u32 pid, uid;  u64 start time (clock ticks since boot), capability bounding set;
     u8 NoNewPrivs, Seccomp;  16 bytes boot id;  22 bytes 0
@@ -19,24 +20,24 @@ if TYPE_CHECKING:
     from lgss_keyring.system.processes import Task
 
 SLOTS = 32768
-"""2 MiB at most.  A process that takes the slot of another one makes that unknown, no more."""
+"""The file has 2 MiB at most.  If two processes have the same slot, only the later one is known."""
 _SLOT = struct.Struct("=IIQQBB16s22x")
 assert _SLOT.size == 64
 
 
 def remember(folder: str, task: Task, uid: int) -> None:
-    """Note that ``task``, of ``uid``, is in our namespaces now.  Raises nothing: what cannot be noted is
-    not known later."""
+    """Note that ``task``, of ``uid``, is in our namespaces now.  Raises nothing: a task that cannot be
+    noted is not known later."""
     _with_slot(folder, task, uid, write=True)
 
 
 def was_seen(folder: str, task: Task, uid: int) -> bool:
-    """Whether ``task``, which is of ``uid`` and confined as it was then, was seen in our namespaces."""
+    """Whether ``task`` was seen in our namespaces, with this ``uid`` and confined as it is now."""
     return _with_slot(folder, task, uid, write=False)
 
 
 def _with_slot(folder: str, task: Task, uid: int, write: bool) -> bool:
-    """Whether the slot has this very task; with ``write`` it gets it if it had not."""
+    """Whether the slot has this task; with ``write`` it is written if it has another."""
     try:
         slot = _slot_of(task, uid)
         descriptor = _open(folder, write)

@@ -1,4 +1,4 @@
-"""What every channel offers, and what it gives back."""
+"""What every channel offers, and the reply that it returns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     class Channel(Protocol):
         """The connection to one acceptor."""
 
-        once: bool
+        is_single_use: bool
         """Whether a negotiation cannot be tried again: the connection was made in a network
         namespace that this process has left."""
 

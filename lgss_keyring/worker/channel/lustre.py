@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 
 
 class LustreChannel:
-    """See :class:`lgss_keyring.worker.channel.interface.Channel`.  ``send_token`` leads to the monitor.  The
-    structure has no field for a handle: the kernel itself knows which context a second token
-    would belong to."""
+    """See :class:`lgss_keyring.worker.channel.interface.Channel`.  ``send_token`` sends a token to the
+    monitor.  Handles are not sent: the kernel knows which context a second token belongs to."""
 
-    once = False
+    is_single_use = False
 
     def __init__(self, obd_name: str, send_token: SendToken) -> None:
         self._peer = obd_name

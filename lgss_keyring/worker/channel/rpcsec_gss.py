@@ -95,7 +95,7 @@ class RpcsecGssChannel:
         self._reply_timeout = reply_timeout
         self._socket: socket.socket | None = None
         self._deadline = 0.0
-        self.once = False
+        self.is_single_use = False
 
     @property
     def peer(self) -> str:
@@ -105,7 +105,7 @@ class RpcsecGssChannel:
     def connect(self) -> None:
         """See :class:`lgss_keyring.worker.channel.interface.Channel`."""
         self._connect()
-        self.once = True
+        self.is_single_use = True
 
     def close(self) -> None:
         """Close the connection, if there is one."""

@@ -16,8 +16,8 @@ class Credential(Record):
     """A credential handle for initiating (RFC 2743, 2.1.1).
 
     ``anew`` gets another credential if the KDC does not take this one's TGT, which came from
-    a cache; None where that would be the same again.  ``service_tickets``: what is kept for
-    later upcalls of the tickets that come of it; None: nothing.
+    a cache; None if that would be the same one again.  ``service_tickets`` keeps the tickets
+    for services that are got with it, for later upcalls; None if none are kept.
     """
 
     handle: gss_library.creds.Creds

@@ -99,7 +99,7 @@ class _Search:
             return self.credential(self._renew(keytab, principal), service, origin)
 
         def anew() -> Credential:
-            # As after a change of enctypes, or for a realm that was made anew.
+            # For example after a change of enctypes, or if the realm was made anew.
             self._report("info", f"{principal}'s kept ticket is of no use any more: getting a new one")
             return self.credential(self._renew(keytab, principal, stale=kept), service, origin)
 
@@ -167,7 +167,8 @@ class _Search:
     ) -> krb5_library.Creds:
         """The TGT that another upcall has kept meanwhile, or a new one, which is kept then.
 
-        ``stale`` is one that is of no use, whatever it says of itself.  Raises CredentialError.
+        ``stale`` is one that the KDC does not take, although its times are good.  Raises
+        CredentialError.
         """
         file = self._tgt_file(principal)
         try:
@@ -194,8 +195,8 @@ class _Search:
             options = krb5_library.get_init_creds_opt_alloc(self._context)
             return krb5_library.get_init_creds_keytab(self._context, principal, options, keytab)
         except krb5_library.Krb5Error as error:
-            doing = f"cannot get a ticket for {principal} by the machine's keytab"
-            raise krb5_library.explain(error, doing, CredentialError) from error
+            problem = f"cannot get a ticket for {principal} by the machine's keytab"
+            raise krb5_library.explain(error, problem, CredentialError) from error
 
 
 def _handle(cache: bytes) -> gss_library.creds.Creds:

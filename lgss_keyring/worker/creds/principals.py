@@ -76,7 +76,7 @@ class MachinePrincipals:
 
 def for_request(context: krb5_library.Context, request: UpcallRequest, config: Config) -> MachinePrincipals:
     """The rule for ``request``; raises CredentialError if this machine has no default realm,
-    or if [krb5] principal is none."""
+    or if [krb5] principal is not a principal's name."""
 
     def own_host() -> bytes:
         return names.own_name(request.self_nid, config).lower().encode("ascii", "replace")
@@ -91,6 +91,6 @@ def for_request(context: krb5_library.Context, request: UpcallRequest, config: C
         try:
             only = str(krb5_library.parse_name_flags(context, only.encode()))
         except krb5_library.Krb5Error as error:
-            doing = f"[krb5] principal {only} is no principal"
-            raise krb5_library.explain(error, doing, CredentialError) from error
+            problem = f"[krb5] principal {only} is no principal"
+            raise krb5_library.explain(error, problem, CredentialError) from error
     return MachinePrincipals(request.flags, realm, own_host, only)

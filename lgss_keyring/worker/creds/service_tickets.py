@@ -22,9 +22,9 @@ _rejected: set[bytes] = set()
 
 
 class ServiceTickets:
-    """As a context manager around the first gss_init_sec_context, which does the TGS exchange:
-    that one holds the file's lock unless a ticket is there already, and what libkrb5 got is
-    written to the file."""
+    """A context manager for the first gss_init_sec_context, which does the TGS exchange.  Around
+    that call it holds the file's lock, unless a ticket is there already, and afterwards it writes
+    to the file what libkrb5 got."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class ServiceTickets:
         self._memory = krb5_library.cc_resolve(context, memory)
         self._report = report
         self._lock: int | None = None
-        self._waited_in_vain = False
+        self._lock_timed_out = False
         self._loaded = {tgt.ticket}
         self._load()
 
@@ -78,22 +78,27 @@ class ServiceTickets:
         tickets = [ticket.creds for ticket in krb5_library.tickets_of(self._memory)]
         if all(creds.ticket in self._loaded for creds in tickets):
             return
-        # libkrb5 has got others than we had, although we may have had some.
+        # libkrb5 has got other tickets, even if some had been loaded.
         self.from_file = False
-        if self._lock is None and not self._waited_in_vain:
+        if self._lock is None and not self._lock_timed_out:
             self._take_lock()
         if self._lock is not None:
             self._file.write(self._context, tickets, self._report)
 
     def reject(self) -> bool:
-        """The acceptor has refused the tickets in use.  Gives whether another attempt is worth it:
-        they came from the file, and the next ServiceTickets of this process do not load them.
+        """Note that the acceptor has refused the tickets in use.  Returns whether another attempt
+        can help: it can if they came from the file, because the next ServiceTickets of this
+        process does not load them.
 
         They stay in the file until a new one replaces them: users can forge a request that
         makes a wrong server refuse a good ticket (docs/security.md, "Whom we believe"), and
         while the KDC is down there would be no other.  A new ticket is not kept if refused.
         """
-        in_use = {t.creds.ticket for t in krb5_library.tickets_of(self._memory) if not t.is_ticket_granting()}
+        in_use = {
+            ticket.creds.ticket
+            for ticket in krb5_library.tickets_of(self._memory)
+            if not ticket.is_ticket_granting()
+        }
         _rejected.update(in_use)
         if not self.from_file:
             self._take_out(in_use)
@@ -118,7 +123,7 @@ class ServiceTickets:
             self._report("debug", f"no ticket can be kept in {self._file.path}: {error.strerror}")
             return
         if self._lock is None:
-            self._waited_in_vain = True
+            self._lock_timed_out = True
             text = f"another upcall holds {self._file.path}.lock; not waiting for it any longer"
             self._report("debug", text)
 

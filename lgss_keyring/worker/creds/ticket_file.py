@@ -34,7 +34,7 @@ class TicketFile:
         the tickets depend on, and its digest keeps different files apart."""
         self._directory = directory
         key = "\0".join(str(part) for part in identity).encode("utf-8", "surrogateescape")
-        readable = "".join(c if c.isalnum() or c in "._-@" else "_" for c in title)[:100]
+        readable = "".join(each if each.isalnum() or each in "._-@" else "_" for each in title)[:100]
         self.path = f"{directory}/{readable}.{hashlib.sha256(key).hexdigest()[:12]}"
 
     def read(self, context: krb5_library.Context) -> list[krb5_library.Ticket]:

@@ -42,20 +42,20 @@ def acquire(request: UpcallRequest, config: Config, service: str, report: Report
     Raises CredentialError, which says what is wrong with the default cache: there is none, its
     ticket has expired, it cannot be read.
     """
-    doing = f"uid {request.uid} has no usable Kerberos credential"
+    problem = f"uid {request.uid} has no usable Kerberos credential"
     default = _default_name()
     why_not_default = cache_owner.why_not_default(default, request.uid)
     cause: gss_library.GSSError | None = None
     try:
         if why_not_default:
-            # The client keytab, which libkrb5 would turn to as well; but what it gets must
-            # not be written where somebody else has been, or is about to be.
+            # libkrb5 would use the client keytab now, and so does this. But its ticket must not be
+            # written into a file that somebody else has made, or is about to make.
             cache: bytes | None = b"MEMORY:lgss"
         else:
             cache = _chosen_for(service, default)
         return Credential(_handle(cache))
     except gss_library.GSSError as error:
-        explained = gss_library.explain(error, doing, CredentialError)
+        explained = gss_library.explain(error, problem, CredentialError)
         if not why_not_default or explained.kind not in (Kind.NO_TICKET, Kind.NO_CREDENTIAL):
             cause = error
     handle = _elsewhere(request.uid, report)
@@ -63,22 +63,22 @@ def acquire(request: UpcallRequest, config: Config, service: str, report: Report
         return Credential(handle)
     if cause is None:
         explained = CredentialError(
-            f"{doing}: {why_not_default}", kind=Kind.NO_TICKET, hint=gss_library.TICKET_HINT
+            f"{problem}: {why_not_default}", kind=Kind.NO_TICKET, hint=gss_library.TICKET_HINT
         )
     explained.cache = cache_owner.path_of(default)
     raise explained from cause
 
 
 def _handle(cache: bytes | None) -> gss_library.creds.Creds:
-    """The credential in ``cache``, None: in the default one; else by the client keytab, into
-    it.  Raises GSSError."""
+    """The credential in ``cache`` (None: the default one); if there is none, one that the client
+    keytab gives, which is put there.  Raises GSSError."""
     if cache is None:
         handle = gss_library.creds.acquire_cred(None, mechs=[gss_library.KRB5], usage="initiate").creds
     else:
         handle = gss_library.ext_cred_store.acquire_cred_from(
             {b"ccache": cache}, mechs=[gss_library.KRB5], usage="initiate"
         ).creds
-    # This is where libkrb5 looks into the cache at last.
+    # Only this call makes libkrb5 look into the cache.
     gss_library.creds.inquire_cred(handle, lifetime=True, usage=False, mechs=False)
     return handle
 
@@ -96,8 +96,8 @@ def _chosen_for(service: str, default: bytes) -> bytes | None:
     """The cache that krb5.conf, k5identity(5) or the realm's name choose for ``service`` out
     of several; None: the default one.
 
-    Asked for here because GSS-API asks by the first call that knows the acceptor, and the
-    look into the credential that tells a missing ticket from an expired one comes before.
+    It is asked for here because GSS-API asks only in the first call that knows the acceptor.  The
+    look into the credential, which tells a missing ticket from an expired one, comes before that.
     """
     if default.partition(b":")[0] not in COLLECTION_TYPES:
         return None

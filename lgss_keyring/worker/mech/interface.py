@@ -27,8 +27,8 @@ if TYPE_CHECKING:
             """Check the acceptor's MIC with the complete context."""
 
         def refused(self, major: int, minor: int, token: bytes) -> MechanismError:
-            """The error for a failure status from the acceptor, its error token read;
-            KeptTicketRefusedError if another attempt from the start is worth it."""
+            """The error for a failure status from the acceptor, with what its error token says;
+            KeptTicketRefusedError if another attempt from the start can help."""
 
         def export(self) -> tuple[bytes, int]:
             """The kernel's ctx (docs/protocol.md 7) and the endtime in seconds since the

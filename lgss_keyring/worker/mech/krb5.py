@@ -71,10 +71,10 @@ class Krb5Initiator:
         except gss_library.GSSError as error:
             raise self._failure("cannot use the credential", error) from error
 
-    def _failure(self, doing: str, error: gss_library.GSSError) -> LgssError:
+    def _failure(self, problem: str, error: gss_library.GSSError) -> LgssError:
         # Nothing of a context is touched after a failed step (CVE-2017-11462).
         self._context = None
-        return gss_library.explain(error, doing, MechanismError)
+        return gss_library.explain(error, problem, MechanismError)
 
     def step(self, token: bytes | None) -> bytes | None:
         """gss_init_sec_context (RFC 2744, 5.19) once; raises MechanismError."""
@@ -92,7 +92,7 @@ class Krb5Initiator:
             try:
                 self._credential = self._credential.anew()
             except LgssError as second:
-                # The first cause is the one to mend: there may be no keytab at all.
+                # The first cause is the one to report: there may be no keytab at all.
                 self._report("debug", second.reason)
                 raise failure from error
             self.name = self._inquire_name()
