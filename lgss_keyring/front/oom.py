@@ -1,13 +1,13 @@
-"""Whom the kernel takes when memory runs out (proc(5), oom_score_adj)."""
+"""Which process the kernel ends first when memory runs out (proc(5), oom_score_adj)."""
 
 from __future__ import annotations
 
 import os
 
 SPARED = -900
-"""Witness and monitor answer; so the kernel shall take others before them."""
+"""For witness and monitor, which have to answer the key: the kernel takes others before them."""
 ORDINARY = 0
-"""A worker's end is answered: it is as good as any other process to take."""
+"""For workers: if one is ended, its monitor answers the key."""
 
 
 def set_score(adjustment: int) -> None:

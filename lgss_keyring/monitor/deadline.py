@@ -1,4 +1,4 @@
-"""When a negotiation has to be over, and who says so."""
+"""When a negotiation has to be over, and which setting says so."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from lgss_keyring.formats.record import Record
 
 
 class Deadline(Record):
-    """``at`` is of time.monotonic(); ``seconds`` is how long that is from the beginning, and
-    ``setting`` names what sets it, for people."""
+    """``at`` is of time.monotonic().  ``seconds`` is the time from the beginning to that, and
+    ``setting`` the name of the setting that it comes from; both are for people."""
 
     at: float
     seconds: float

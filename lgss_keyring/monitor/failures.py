@@ -1,4 +1,4 @@
-"""Noting failures that the next attempt cannot change, for the front to answer by.
+"""Writing notes of failures that the next attempt cannot change, by which the front rejects keys.
 
 :mod:`lgss_keyring.front.known_failure` says what a note is, and reads it.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lgss_keyring.formats.outcome import Failed
     from lgss_keyring.front.arguments import Call
 
-# By kind, whether it is about one acceptor only.
+# The kinds that are noted, and whether the failure is about one acceptor only.
 NOTED = {
     Kind.KEYTAB_MISSING: False,
     Kind.KEYTAB_UNREADABLE: False,
@@ -40,7 +40,7 @@ NOTED = {
     Kind.SERVICE_UNKNOWN: True,
 }
 NOTES_LIMIT = 1000
-"""Old notes are swept when there are more."""
+"""How many notes there may be; old ones are removed when there are so many."""
 
 
 def note(call: Call, request: UpcallRequest, failure: Failed, settings: Config, is_word: bool) -> int:
@@ -69,14 +69,14 @@ def note(call: Call, request: UpcallRequest, failure: Failed, settings: Config, 
 
 
 def _is_for_others(request: UpcallRequest) -> bool:
-    """Whether what this request has found holds for the others of its uid, or of the machine."""
+    """Whether the failure of this request holds for other requests of its uid, or of the machine."""
     if request.is_machine and request.requestor_uid != 0:
         # An ordinary user can forge such a request, and choose an acceptor that makes it
         # fail: root's requests must not be rejected for that.
         return False
     if known_failure.is_elsewhere(str(request.pid)):
         return False
-    # What the front has linked is a keyring with credentials, which others do not have.
+    # The front links only keyrings that hold credentials; other requestors may have others.
     try:
         return not set(request.keyrings) & set(keyrings.members(keyrings.SESSION))
     except LgssError:
@@ -84,7 +84,7 @@ def _is_for_others(request: UpcallRequest) -> bool:
 
 
 def forget(call: Call) -> None:
-    """Take the note away: it works again."""
+    """Remove the note, because the request works again."""
     try:
         os.unlink(call.failure_note)
     except OSError:
@@ -117,12 +117,12 @@ def _causes(call: Call, request: UpcallRequest, failure: Failed, settings: Confi
 
 
 def _cache_of_user(claimed: str, uid: int) -> str:
-    """The default cache, which the user's worker has ``claimed``, where root may look at it; else
-    the usual one.
+    """The default cache that the user's worker has ``claimed``, if root may look at it; else the
+    usual one.
 
-    Root, who looks at it while callers wait, goes into no folder of a user's: a file system of
-    their own there could hold root up.  A DIR cache's folder changes when a cache in it is made
-    or replaced.
+    The front looks at it as root, while a caller waits.  So it must be in no folder of the
+    user's: a file system of their own there could hold root up.  A DIR cache's folder changes
+    when a cache in it is made or replaced.
     """
     for folder in ("/tmp/", f"/run/user/{uid}/"):  # noqa: S108
         name = claimed.removeprefix(folder)
@@ -158,7 +158,7 @@ def _write(name: str, lines: Sequence[str]) -> bool:
 
 
 def _has_room(folder: str) -> bool:
-    """Whether there may be one more note; takes old ones away where there are many.  A user
+    """Whether there may be one more note; removes old ones if there are many.  A user
     with subordinate uids (subuid(5)) could fill /run with notes otherwise."""
     names = [each for each in os.listdir(folder) if each.startswith("failed-")]
     if len(names) < NOTES_LIMIT:
@@ -169,7 +169,7 @@ def _has_room(folder: str) -> bool:
         try:
             until = float(known_failure.read(f"{folder}/{each}")[0].split(" ")[1])
         except (IndexError, ValueError):
-            until = 0.0  # damaged, or taken away just now
+            until = 0.0  # damaged, or removed just now
         if until < old:
             os.unlink(f"{folder}/{each}")
             gone += 1

@@ -1,10 +1,10 @@
 """Writing to Lustre's init_channel, as root (docs/protocol.md 6), and Lustre's other parameters.
 
 The write can wait in the kernel for as long as Lustre pleases, and the monitor must
-still notice that the worker has died or that time is up.  So it is made in a thread of
-its own.  Weighed against a third process: that would have to carry the reply back
-through one more socket, and a fork of the monitor costs 2 ms; the thread starts in
-0.05.  When the monitor leaves by _exit the kernel ends the thread's wait, too.
+still notice that the worker has died or that time is up.  So a thread of its own makes it.  (A
+third process would have to send the reply back through one more socket, and a fork of the
+monitor takes 2 ms; the thread starts in 0.05 ms.)  When the monitor leaves by _exit the kernel
+ends the thread's wait, too.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ ROOTS = (
     "/proc/lustre",
     "/proc/sys/lustre",
 )
-"""Where Lustre's parameters are, by version; the first that has one is taken."""
+"""The directories of Lustre's parameters, which differ by version; the first that has one is taken."""
 INIT_CHANNEL = "sptlrpc/gss/init_channel"
 DEBUG_LEVEL = "sptlrpc/gss/lgss_keyring/debug_level"
 
 VERSION = 2
 REPLY_SIZE = 8192
 OBD_NAME_BYTES = 63
-"""The kernel keeps so many bytes of the obd name."""
+"""How many bytes of the obd name the kernel keeps."""
 MECHANISM_NUMBERS = {"krb5": 0, "gssnull": 1, "sk": 2}
 # u32 version, secid; char *; u32 service, uid, gid; (padding); u64, char *, u64, char *, s64 *
 _RECORD = struct.Struct("=IIQIIIxxxxQQQQQ")
@@ -72,10 +72,10 @@ def debug_level(config: Config) -> int | None:
 class InitChannelWriter:
     """Writes the tokens of one upcall to init_channel, one at a time.
 
-    What is written names this upcall's secid, target, uid, and the gid that the worker
-    told before it became the user: nothing else that a worker says gets into it.
-    ``timeout``, in seconds, is for those who wait for a write.  Raises ChannelError where the
-    parameter does not exist.
+    The record has this upcall's secid, target and uid, and the gid that the worker sent before it
+    became the user.  Apart from the token nothing in it comes from the worker.
+    ``timeout``: the seconds that a write may take; the caller bounds it.  Raises ChannelError if
+    the parameter does not exist.
     """
 
     def __init__(self, request: UpcallRequest, config: Config) -> None:
@@ -96,8 +96,8 @@ class InitChannelWriter:
         self._result: tuple[int, bytes] | OSError | None = None
 
     def start(self, gid: int, token: bytes) -> int:
-        """Write ``token`` in a thread.  Returns a descriptor, the caller's, that becomes
-        readable at the end of the write."""
+        """Write ``token`` in a thread.  Returns a descriptor that becomes readable at the end of the
+        write; the caller closes it."""
         readable, writable = os.pipe()
         self._result = None
         _thread.start_new_thread(self._write, (gid, token, writable))

@@ -1,4 +1,4 @@
-"""The one place where every upcall ends: the key gets its answer, the log its line."""
+"""The end of every upcall whose key is instantiated: the key gets its answer, and the log its line."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def give(key: int, key_type: str, answer: Answer, deadline: float, log: Log, mor
         log.event("warning", lost, error=Kind.UNTAKEN)
         return False
     uid = log.fields.get("uid", "?")
-    whose_word = "" if uid == "0" else f", as the worker of uid {uid} claims"
-    # Not "established": the kernel takes an update whose import has failed, too, and the
-    # name is the worker's word for its user.
+    claim = "" if uid == "0" else f", as the worker of uid {uid} claims"
+    # Not "established": an update returns 0 even if the kernel could not import the context. And
+    # the initiator's name is only what the worker, which is under its user's control, says.
     log.event(
         "info",
         f"key {key}: a context for {lifetime} s was handed to the kernel; "
-        f"initiator {answer.initiator}{whose_word}",
+        f"initiator {answer.initiator}{claim}",
         step="updated",
         initiator=answer.initiator,
     )
@@ -94,8 +94,8 @@ def _update(key: int, payload: bytes, deadline: float) -> None:
 
 
 def _set_life(key: int, seconds: int) -> None:
-    # The update has cleared the timeout (docs/protocol.md 10). A kill just here leaves a key
-    # without one; the kernel has no way to do both.
+    # The update has cleared the timeout (docs/protocol.md 10), and no call does both. If this process
+    # is killed in between, the witness sets that of a failure; the key of a context has none then.
     try:
         keys.set_timeout(key, seconds)
     except LgssError:

@@ -1,5 +1,4 @@
-"""A request's way through its worker, for those who carry requests: the upcall's child,
-or lgssd.  Knows no key."""
+"""Serving one request by a worker, for the monitor of an upcall and for lgssd's.  It knows no key."""
 
 from __future__ import annotations
 
@@ -33,22 +32,20 @@ def serve(
 ) -> Answer:
     """The answer to ``request``, by a worker of its own.
 
-    ``forked`` (clock ticks) bounds the start of the process whose namespaces it may name.
-    ``credential_ready`` is called when the initiator's credential is there, which must be
-    before ``credential_deadline``.  Raises LgssError for what is wrong before there is a
-    worker.
+    The process in callout field 10 must have started at ``forked`` (clock ticks since boot) or
+    before.  ``credential_ready`` is called when the initiator's credential is there, which must
+    be before ``credential_deadline``.  Raises LgssError for an error before there is a worker.
     """
-    # Only those who ask for themselves bring their credentials along: root's session keyring
-    # must not lend its TGT to the user that root asks for, nor a user's to the machine. The
-    # front has linked no keyring for others; this holds even if it had.
+    # The requestor's keyrings are for the requestor's own contexts: a user that root asks for must
+    # not get root's TGT, nor the machine a user's. The front links none for such requests, and
+    # this holds even if it had.
     if request.is_machine or request.requestor_uid != request.uid:
         keyrings.unlink_requestor(request.keyrings)
     elif not request.pid:
-        # The requestor may be a process of root's that works for this user (setfsuid(2)).
-        # Nothing tells us, so what is not this user's own is taken for root's.
-        keyrings.unlink_requestor(
-            tuple(ring for ring in request.keyrings if ring and not keyrings.owned(ring, request.uid))
-        )
+        # The requestor may be a process of root's that works for this user (setfsuid(2)). The
+        # request does not show that, so every keyring that is not this user's is taken for root's.
+        others = [each for each in request.keyrings if each and not keyrings.owned(each, request.uid)]
+        keyrings.unlink_requestor(tuple(others))
 
     monitor = os.getpid()
     writer = init_channel.InitChannelWriter(request, settings) if request.key_type == "lgssc" else None

@@ -1,6 +1,6 @@
 """The monitor's end of a worker: its process, its messages, and the deadline.
 
-The monitor holds the deadline because libkrb5 and resolvers cannot be told to give up: a
+The monitor holds the deadline, because libkrb5 and resolvers cannot be told to give up, but a
 process can be killed.  :mod:`lgss_keyring.formats.worker_messages` has the messages.
 """
 
@@ -34,8 +34,10 @@ SO_PASSRIGHTS = 83
 
 
 def refuse_descriptors(end: socket.socket) -> bool:
-    """Let nobody send descriptors to ``end``, where the kernel can (6.16; else False):
-    dropping one may wait, for a socket's SO_LINGER say, in whoever receives it."""
+    """Let nobody send descriptors to ``end``; returns False if the kernel cannot (before 6.16).
+
+    The process that receives a descriptor may have to wait when it closes it, for example for a
+    socket's SO_LINGER."""
     try:
         end.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
     except OSError:
@@ -44,10 +46,10 @@ def refuse_descriptors(end: socket.socket) -> bool:
 
 
 class _Alarm:
-    """Interrupts whatever the main thread waits in, by LimitError, where no other way of
-    noticing the deadline has worked: a system call that a hostile peer has prolonged.
+    """Interrupts the system call that the main thread waits in, by LimitError, if the deadline has
+    not been noticed otherwise: a hostile worker can make a call last longer.
 
-    Puts the handler and the timer back that were there before.
+    Restores the handler and the timer that were there before.
     """
 
     def __init__(self) -> None:
@@ -58,22 +60,22 @@ class _Alarm:
     def __enter__(self) -> _Alarm:
         try:
             self._before = (
-                signal.signal(signal.SIGALRM, self._ring),
+                signal.signal(signal.SIGALRM, self._interrupt),
                 signal.getitimer(signal.ITIMER_REAL)[0],
             )
         except ValueError:
             pass  # no main thread: a test's
         return self
 
-    def _ring(self, *_: object) -> None:
+    def _interrupt(self, *_: object) -> None:
         if not self.quiet:
             raise LimitError(
                 "the monitor was held up beyond the deadline",
-                hint="a very busy machine, or a user who tampers with his worker",
+                hint="the machine is very busy, or the user tampers with the worker",
             )
 
     def at(self, deadline: float) -> None:
-        """Ring then, by time.monotonic()."""
+        """Interrupt at ``deadline``, of time.monotonic()."""
         if self._before is not None:
             signal.setitimer(signal.ITIMER_REAL, max(deadline - time.monotonic(), 0.001), 0.1)
 
@@ -107,20 +109,20 @@ class WorkerProcess:
         self._tokens_written = 0
         self._spent = 0.0
         self._gid: int | None = None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        refuse_descriptors(ours)
+        own_end, workers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        refuse_descriptors(own_end)
         monitor = os.getpid()
         self.pid = identity.fork_hidden() if hidden else os.fork()
         if self.pid == 0:
             try:
                 identity.die_with(monitor)
-                ours.close()
+                own_end.close()
                 oom.set_score(oom.ORDINARY)
-                monitor_connection.serve(theirs, work)
+                monitor_connection.serve(workers_end, work)
             finally:
                 os._exit(0)
-        theirs.close()
-        self._socket = ours
+        workers_end.close()
+        self._socket = own_end
         self._phase = ""
 
     def wait(
@@ -157,16 +159,16 @@ class WorkerProcess:
     ) -> Answer:
         steps = 0
         is_ready = False
-        now = credential_deadline or deadline
-        # The server's time is not the negotiation's: Lustre bounds it itself.
+        current = credential_deadline or deadline
+        # The server's time does not count, because Lustre bounds it itself.
         spent = 0.0
         while steps <= worker_messages.STEP_LIMIT:
-            self._alarm.at(now.at + spent + ALARM_MARGIN)
-            if not self._ready(now.at + spent):
+            self._alarm.at(current.at + spent + ALARM_MARGIN)
+            if not self._ready(current.at + spent):
                 raise LimitError(
-                    f"no answer within {now}; last step: {self._speaker}{self._phase or 'none'}",
+                    f"no answer within {current}; last step: {self._speaker}{self._phase or 'none'}",
                     hint="a KDC or name service that does not answer is the usual cause; "
-                    f"{now.setting} sets this limit",
+                    f"{current.setting} sets this limit",
                 )
             message = self._receive(worker_messages.TOKEN_LIMIT + 2)
             if not message:
@@ -181,7 +183,7 @@ class WorkerProcess:
             elif isinstance(said, worker_messages.CredentialReady):
                 if is_ready:
                     raise worker_messages.ProtocolError("a credential where none was due from the worker")
-                is_ready, now = True, deadline
+                is_ready, current = True, deadline
                 if credential_ready is not None:
                     credential_ready()
             elif isinstance(said, worker_messages.Token):
@@ -219,13 +221,13 @@ class WorkerProcess:
         return bool(poll.poll(max(0, deadline - time.monotonic()) * 1000))
 
     def _write(self, token: bytes) -> float:
-        """Have ``token`` carried and the worker told; gives the seconds it took."""
+        """Write ``token`` to init_channel and send the worker the reply; returns the seconds it took."""
         init_channel, gid = self._init_channel, self._gid
         if init_channel is None or gid is None or self._tokens_written >= worker_messages.TOKENS_LIMIT:
             raise worker_messages.ProtocolError("a token where none was due from the worker")
         self._tokens_written += 1
         started = time.monotonic()
-        # Two tries are what a negotiation makes; more must not add up to hours.
+        # A negotiation makes two tries. Others must not add up to hours.
         allowed = min(init_channel.timeout, 2 * init_channel.timeout - self._spent)
         self._alarm.at(started + allowed + ALARM_MARGIN)
         done = init_channel.start(gid, token)
@@ -238,7 +240,7 @@ class WorkerProcess:
             poll = select.poll()
             poll.register(done, select.POLLIN)
             if not poll.poll(0):
-                # While it waits for this answer a worker has nothing to say.
+                # A worker that waits for this answer sends nothing.
                 if not self._receive(1, socket.MSG_PEEK):
                     raise self._died()
                 raise worker_messages.ProtocolError("a message where none was due from the worker")
@@ -250,7 +252,7 @@ class WorkerProcess:
         except LgssError as error:
             answer = worker_messages.pack_outcome(Failed.by(error))
         try:
-            # Never blocks: one answer at a time fits a socket of any size.
+            # It need not block: a socket of any size has room for one answer.
             self._socket.send(answer, socket.MSG_DONTWAIT)
         except OSError as error:
             raise worker_messages.ProtocolError(
@@ -261,8 +263,8 @@ class WorkerProcess:
         return took
 
     def _died(self) -> LgssError:
-        # Nothing was read: that is the end of the worker, or an empty message, or the end
-        # of its socket alone. Never waited for without a bound: it may live for ever.
+        # Nothing was read: the worker has ended, or has sent an empty message, or has closed its
+        # socket. In the last two cases it may live for ever, so the wait is bounded.
         end = time.monotonic() + DYING_SECONDS
         while (found := os.waitpid(self.pid, os.WNOHANG))[0] == 0:
             if time.monotonic() > end:
