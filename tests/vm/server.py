@@ -74,7 +74,8 @@ class LustreServer(Acceptor):
         handle = os.urandom(8)
         if request.lustre_svc >> 16 == 1:
             self.contexts[handle] = Context(request, f"null {request.token.hex()}", "", None)
-            return reply(handle=handle, token=b"null context of " + request.token)
+            # The kernel takes a context of 8 bytes and no other.
+            return reply(handle=handle, token=request.token[::-1])
         try:
             result = gss.accept_sec_context(request.token, self._credential)
         except gss.GSSError as error:

@@ -12,6 +12,8 @@ from lustre import ALICE, PARTNER, PRIVATE, as_exchanges, ask, configure, establ
 from server import LustreServer
 from testmod import Report
 
+from lgss_keyring.formats import payload
+
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("testmod_loaded", "nothing_left")]
 
 
@@ -78,7 +80,12 @@ def test_acceptor_in_another_realm(ticket: None) -> None:
 @pytest.mark.parametrize(("flags", "bits"), [("", 0), ("rmo", 7)])
 def test_gssnull(server: LustreServer, flags: str, bits: int) -> None:
     uid = 0 if flags else ALICE
-    context = established(server, ask(uid, flags=flags, mechanism="gssnull"))
+    report = ask(uid, flags=flags, mechanism="gssnull")
+    context = established(server, report)
+    decoded = payload.unpack(report.payload)
+    assert isinstance(decoded, payload.ContextPayload)
+    # What the server has sent.
+    assert decoded.context == context.request.token[::-1]
     assert context.request.lustre_svc == 1 | 1 << 16
     assert len(context.request.token) == 8 and context.request.token[4:] == bytes([0, 0, 0, bits])
 
