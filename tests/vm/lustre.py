@@ -18,9 +18,11 @@ from test_product import (
     as_alice,
     callout_to_server,
     installed_rule,
+    journal,
     journal_of,
     none_left,
     processes,
+    soon,
 )
 from testmod import PARAMETERS, Report, trigger
 
@@ -43,13 +45,14 @@ def ask(
     callout_uid: int | None = None,
     flags: str = "",
     kernel: dict[str, Any] | None = None,
+    secid: int | None = None,
     **fields: Any,
 ) -> Report:
-    """Let the module request a key as Lustre does."""
+    """Let the module request a key as Lustre does; the key's name has the secid, or one of its own."""
     installed_rule()
     owner = uid if callout_uid is None else callout_uid
-    secid = next(secids)
-    callout = callout_to_server(owner, flags=flags, **{"secid": secid, "pid": 1, **fields})
+    secid = next(secids) if secid is None else secid
+    callout = callout_to_server(owner, flags=flags, secid=secid, **{"pid": 1, **fields})
     return trigger(f"{owner}@{secid:x}", callout, uid=uid, **{"timeout_ms": 90000, **(kernel or {})})
 
 
@@ -76,6 +79,31 @@ def failed(report: Report, number: int, kind: str, major: int = 0) -> str:
     )
     assert payload.unpack(report.payload) == FailurePayload(number, major)
     entry = journal_of(report.serial)[-1]
+    assert entry["LGSS_ERROR"] == kind, entry["MESSAGE"]
+    message: str = entry["MESSAGE"]
+    table.judge(kind, errno.errorcode[number], message)
+    return message
+
+
+def mount(secid: int | None = None, **fields: Any) -> Report:
+    """The upcall of a mount by root, which holds its lock; each secid has a target of its own."""
+    secid = next(secids) if secid is None else secid
+    fields = {"flags": "r", "obd_name": f"mount{secid}-mdc", "kernel": {"hold": True}, **fields}
+    return ask(0, secid=secid, **fields)
+
+
+def entries_of_mount(secid: int) -> list[dict[str, Any]]:
+    """What the journal has of a mount's upcalls, oldest first."""
+    return [entry for entry in journal() if entry.get("LGSS_TARGET", "").startswith(f"mount{secid}-mdc@")]
+
+
+def rejected(report: Report, number: int, kind: str) -> str:
+    """The journal's words for a mount whose request_key(2) has failed, after checking that."""
+    assert report.stage == "request_key", report
+    assert -report.error == number, os.strerror(-report.error)
+    secid = int(report.description.partition("@")[2], 16)
+    assert soon(lambda: bool(entries_of_mount(secid)))
+    entry = entries_of_mount(secid)[-1]
     assert entry["LGSS_ERROR"] == kind, entry["MESSAGE"]
     message: str = entry["MESSAGE"]
     table.judge(kind, errno.errorcode[number], message)

@@ -108,7 +108,7 @@ def test_a_hundred_at_once_of_ten_users_and_root(server: LustreServer) -> None:
         kernel = {"timeout_ms": 300000}
         reports[number] = (uid, ask(uid, flags="" if uid else "r", kernel=kernel))
 
-    configure("[upcall]\ntimeout = 300\n")
+    configure("[upcall]\ntimeout = 300\nmachine_wait = 60\n")
     with parameter("request_limit_ms", 300000):
         threads = [threading.Thread(target=one, args=(i, uids[i % len(uids)])) for i in range(100)]
         for thread in threads:
