@@ -60,8 +60,8 @@ def process_with_request_at_close(
     """Yield the id of a user's process that keeps open a file of the trigger device.
 
     When its last descriptor is closed, as the process's end does, the module requests
-    the key. ``callout`` gets the process's id. The process exits by SIGUSR1, and is
-    killed at the end of the block.
+    the key. ``callout`` gets the process's id. The process is killed at
+    the end of the block.
     """
     reader, writer = os.pipe()
     pid = os.fork()
@@ -69,7 +69,6 @@ def process_with_request_at_close(
         status = 1
         try:
             os.close(reader)
-            signal.signal(signal.SIGUSR1, lambda *_: None)
             become(uid)
             device = os.open(TRIGGER, os.O_RDWR)
             text = callout(os.getpid())
