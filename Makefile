@@ -8,9 +8,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Built once by `setup`: gssapi takes two minutes. Point it elsewhere to install where nothing can be built.
 WHEELS ?= $(VENV)/wheels
-LIBDIR = $(PREFIX)/lib/lgss_keyring
-SBINDIR = $(PREFIX)/sbin
-MANDIR = $(PREFIX)/share/man
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # Python without an ending, which ruff does not find by itself.
 SCRIPTS := tests/unit-all tests/vm/build tests/vm/vm tests/vm/check
@@ -34,11 +31,14 @@ setup: system-packages $(VENV)/.ready ## install system packages and .venv (noth
 system-packages:
 	@./setup-packages
 
+# Before anything is compiled.
+python-is-new-enough = $(1) -c 'import sys; sys.exit("Python 3.11 or newer is needed; PYTHON=... chooses one" if sys.version_info < (3, 11) else 0)'
+
 $(VENV)/.ready: pyproject.toml Makefile
 	@echo 'setup: building $(VENV) (gssapi is compiled, this takes some minutes once)'
-	@$(PYTHON) -c 'import sys; sys.exit("setup: Python 3.11 or newer is needed; PYTHON=... chooses one" if sys.version_info < (3, 11) else 0)'
+	@$(call python-is-new-enough,$(PYTHON))
 	@$(REAL_PYTHON) -m venv $(VENV)
-	@$(PIP) wheel --find-links $(VENV)/wheels --wheel-dir $(VENV)/wheels $(call dependencies,$(REAL_PYTHON))
+	@$(PIP) wheel --find-links $(VENV)/wheels --wheel-dir $(VENV)/wheels pip $(call dependencies,$(REAL_PYTHON))
 	@$(PIP) install --find-links $(VENV)/wheels --editable '.[dev]'
 	@touch $@
 
@@ -82,38 +82,30 @@ bench: setup ## an upcall: blocked time, time to the context, CPU time; the libr
 	@$(BIN)/python bench/bench_upcall.py $(if $(JSON),--json $(JSON))
 	@$(BIN)/python bench/bench_sptlrpc.py $(if $(JSON),--json $(JSON).sptlrpc)
 
-# The wheels' own interpreter has pip; Debian's may have none. What is asked for goes.
-INSTALL_PYTHON = $(if $(filter-out file default,$(origin PYTHON)),$(PYTHON),$(BIN)/python)
-INSTALLED_PYTHON = $(shell $(INSTALL_PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable))')
+# The interpreter that runs the installed program: what is asked for, else that of the wheels.
+INSTALL_PYTHON = $(if $(filter-out file default,$(origin PYTHON)),$(PYTHON),$(firstword $(wildcard $(BIN)/python build/wheels/bin/python) $(PYTHON)))
+tools-install = $(INSTALL_PYTHON) -EsB tools/install.py $(1) --prefix '$(PREFIX)' --sysconfdir '$(SYSCONFDIR)' --destdir '$(DESTDIR)'
 
-.PHONY: wheels
-wheels:
-	@test -n "$$(ls '$(WHEELS)'/gssapi-*.whl 2>/dev/null)" || $(MAKE) --no-print-directory setup
+.PHONY: wheels build-wheels runtime-packages
+wheels: ## the wheels that an installation unpacks; built if there are none, which takes a compiler
+	@test -n "$$(ls '$(WHEELS)'/gssapi-*.whl 2>/dev/null)" || $(MAKE) --no-print-directory build-wheels
 
-install: wheels ## install for request-key(8), under PREFIX and DESTDIR
-	rm -rf '$(DESTDIR)$(LIBDIR)'
-	install -d '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(SBINDIR)' '$(DESTDIR)$(SYSCONFDIR)/request-key.d' '$(DESTDIR)$(MANDIR)/man5' '$(DESTDIR)$(MANDIR)/man8'
-	$(INSTALL_PYTHON) -m pip -qq --disable-pip-version-check install --no-index --find-links '$(WHEELS)' --no-compile --root-user-action ignore --target '$(DESTDIR)$(LIBDIR)' $(call dependencies,$(INSTALL_PYTHON))
-	rm -rf '$(DESTDIR)$(LIBDIR)/bin'
-	tar -c --exclude __pycache__ lgss_keyring | tar -x --no-same-owner -C '$(DESTDIR)$(LIBDIR)'
-	for program in lgss_keyring lgssd; do \
-		sed '1s|.*|#!$(INSTALLED_PYTHON) -IS|' $$program.py >'$(DESTDIR)$(LIBDIR)/'$$program.py && \
-		chmod 755 '$(DESTDIR)$(LIBDIR)/'$$program.py && \
-		ln -sfn ../lib/lgss_keyring/$$program.py '$(DESTDIR)$(SBINDIR)/'$$program || exit 1; \
-	done
-	$(INSTALL_PYTHON) -m compileall -qq -s '$(DESTDIR)' '$(DESTDIR)$(LIBDIR)' || true
-	sed 's|@SBINDIR@|$(SBINDIR)|' request-key.d/lgssc.conf >'$(DESTDIR)$(SYSCONFDIR)/request-key.d/lgssc.conf'
-	install -m 644 man/*.5 '$(DESTDIR)$(MANDIR)/man5'
-	install -m 644 man/*.8 '$(DESTDIR)$(MANDIR)/man8'
+# An environment of its own: those who install need nothing that tests or lint need.
+build-wheels: build-packages
+	@echo 'wheels: building them into $(WHEELS) (gssapi is compiled, this takes some minutes once)'
+	@$(call python-is-new-enough,$(PYTHON))
+	@$(REAL_PYTHON) -m venv build/wheels
+	@build/wheels/bin/python -m pip -qq --disable-pip-version-check wheel --wheel-dir '$(WHEELS)' pip $(call dependencies,$(REAL_PYTHON))
+
+# A package in the making (DESTDIR) has dependencies of its own.
+runtime-packages:
+	@$(if $(DESTDIR),:,./setup-packages runtime)
+
+install: runtime-packages wheels ## install for request-key(8), under PREFIX and DESTDIR
+	@$(call tools-install,install) --wheels '$(WHEELS)'
 
 uninstall: ## take away what install put there
-	rm -rf '$(DESTDIR)$(LIBDIR)'
-	rm -f '$(DESTDIR)$(SBINDIR)/lgss_keyring' '$(DESTDIR)$(SBINDIR)/lgssd' '$(DESTDIR)$(SYSCONFDIR)/request-key.d/lgssc.conf'
-	rm -f $(patsubst man/%.5,'$(DESTDIR)$(MANDIR)/man5/%.5',$(wildcard man/*.5)) $(patsubst man/%.8,'$(DESTDIR)$(MANDIR)/man8/%.8',$(wildcard man/*.8))
-	@# The machine's tickets.
-	rm -rf '$(DESTDIR)/run/lgss'
-	@# Made by install where nobody had manual pages; another's stay.
-	@rmdir '$(DESTDIR)$(MANDIR)/man5' '$(DESTDIR)$(MANDIR)/man8' 2>/dev/null || true
+	@$(call tools-install,uninstall)
 
 include tests/vm/vm.mk
 

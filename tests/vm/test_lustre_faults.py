@@ -118,7 +118,7 @@ def test_no_lustre_parameter(server: LustreServer) -> None:
 
 @pytest.fixture
 def damaged_installation() -> Iterator[None]:
-    module = Path("/usr/lib/lgss_keyring/lgss_keyring/monitor/upcall.py")
+    module = Path("/usr/lib/lgss_keyring/current/lgss_keyring/monitor/upcall.py")
     hidden = module.rename("/root/upcall.py.hidden")
     yield
     hidden.rename(module)
