@@ -93,7 +93,7 @@ def test_only_a_keyring_that_directly_holds_credentials_is_linked(
 )
 def test_roots_credentials_are_not_linked_for_others(site: Site, root: Requestor, callout: str) -> None:
     root.run(["keyctl", "newring", "_krb_roots", "@s"])
-    assert keyrings(links(site, root, callout())) == []
+    assert keyrings(links(site, root, callout)) == []
     assert keyrings(links(site, root, user_callout(0))) == [b"_ses"]
 
 
