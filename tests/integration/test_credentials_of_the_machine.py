@@ -153,7 +153,7 @@ def test_what_others_put_where_roots_cache_would_be(
 def test_requestors_keyrings_are_unlinked_before_the_machine_is_looked_for(
     site: Site, root: Requestor, keytab: Callable[..., Path]
 ) -> None:
-    """Else a fitting ticket in his session would be taken for the machine's."""
+    """Otherwise a fitting ticket in the user's session would be taken for the machine's."""
     path = keytab("host/localhost")
     settings = with_default_cache(site, "KEYRING:session:lgss")
     config = {"KRB5_CONFIG": settings["krb5"]["config"]}
@@ -187,7 +187,7 @@ def test_keyring_cache_of_root_that_is_there_is_used(
     kinit(site, keytab("host/localhost"), "host/localhost", name)
     try:
         with site.upcalls(with_default_cache(site, name)) as upcalls:
-            # Root's user keyring counts as his only where it can be searched.
+            # Root's user keyring counts as root's only where it can be searched.
             root.run(["keyctl", "link", "@u", "@s"])
             assert initiator(upcalls, root.ask(upcalls.name(), machine_callout())) == "host/localhost"
     finally:

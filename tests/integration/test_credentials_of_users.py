@@ -26,7 +26,7 @@ from .library import in_user
 
 @pytest.mark.parametrize("what", ["fifo", "of somebody else"])
 def test_what_others_put_where_a_users_cache_would_be(site: Site, upcalls: Upcalls, what: str) -> None:
-    """Else his contexts would be another's."""
+    """Otherwise the user's contexts would be another's."""
     uid = 61391
     cache = site.realm.ccache_of(uid)
     cache.unlink(missing_ok=True)
@@ -125,7 +125,7 @@ def test_expired_default_cache(site: Site, upcalls: Upcalls, elsewhere: Callable
 
 
 def test_files_that_are_not_taken(site: Site, upcalls: Upcalls, elsewhere: Callable[..., Path]) -> None:
-    """Another's, one that he may not write, a link, a FIFO, a folder, another name."""
+    """Another's, one that the user may not write, a link, a FIFO, a folder, another name."""
     stamp = time.monotonic_ns()
     extra = [Path(f"/tmp/krb5cc_{kind}.{stamp}") for kind in ("link", "fifo", "folder", "junk")]
     link, fifo, folder, junk = extra
@@ -258,7 +258,7 @@ def test_link_of_somebody_else_is_not_followed_to_the_default_cache(site: Site, 
 
 
 def test_keyring_cache_of_a_user_is_looked_for_without_making_it(site: Site) -> None:
-    """Each would stay and count against his quota."""
+    """Each would stay and count against the user's quota."""
     name = f"KEYRING:user:lgss-{time.monotonic_ns()}"
     with site.upcalls(with_default_cache(site, name)) as upcalls, Requestor(USER_UID) as user:
         user.run(["keyctl", "link", "@u", "@s"])

@@ -49,7 +49,7 @@ def test_many_users_at_once(site: Site, daemon: Daemon) -> None:
                 sec.release_ctx(context)
 
 
-def test_ordinary_peer_gets_his_own_alone(site: Site, daemon: Daemon) -> None:
+def test_ordinary_peer_gets_their_own_alone(site: Site, daemon: Daemon) -> None:
     site.kinit()
     site.kinit(61999)
 
@@ -64,7 +64,7 @@ def test_ordinary_peer_gets_his_own_alone(site: Site, daemon: Daemon) -> None:
 
 
 def test_machine(site: Site, daemon: Daemon) -> None:
-    """For root alone: see test_ordinary_peer_gets_his_own_alone."""
+    """For root alone: see test_ordinary_peer_gets_their_own_alone."""
     with sptlrpc.create_policy("pipe", path=daemon.path) as policy, policy.create_sec(TARGET, "krb5i") as sec:
         sec.release_ctx(sec.lookup_ctx(0).refresh(10))
     assert f"established as lustre_root/{HOST}@" in daemon.log_file.read_text()

@@ -43,7 +43,7 @@ def as_user(realm: Realm, *command: str, timeout: float = 20) -> subprocess.Comp
     )
 
 
-def test_a_user_finds_his_ticket_and_gets_a_service_ticket(realm: Realm) -> None:
+def test_a_user_finds_their_ticket_and_gets_a_service_ticket(realm: Realm) -> None:
     realm.kinit("alice", UID, UID)
     status = realm.ccache_of(UID).stat()
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (UID, UID, 0o600)

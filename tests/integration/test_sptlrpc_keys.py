@@ -160,7 +160,7 @@ def test_all_sessions_of_a_user_share_one_key(site: Site, upcalls: Upcalls, uid:
 def test_keys_that_another_user_has_planted(
     site: Site, upcalls: Upcalls, root_flags: str, revoked: bool
 ) -> None:
-    """After su(1) root's session keyring is often the user's, and full of what he likes."""
+    """After su(1) root's session keyring is often the user's, with keys of that user's choice."""
     user = 61381
 
     def work() -> list[Any]:

@@ -125,7 +125,7 @@ def test_a_credential_only_in_the_requestors_session_keyring(site: Site, session
         proven(site, user.ask(session_caches.name(), user_callout()))
 
 
-def test_root_asking_for_a_user_lends_him_nothing(
+def test_root_asking_for_a_user_lends_that_user_nothing(
     site: Site, session_caches: Upcalls, root: Requestor
 ) -> None:
     """A TGT in root's session keyring is root's: not for a context of somebody else."""
@@ -177,7 +177,7 @@ def test_64_at_once_root_and_users(site: Site) -> None:
     assert within(10, lambda: all(keys_of(uid) <= 2 for uid in set(uids) - {0}))
 
 
-def test_service_of_roots_that_works_for_a_user_lends_him_nothing(
+def test_service_of_roots_that_works_for_a_user_lends_that_user_nothing(
     site: Site, session_caches: Upcalls
 ) -> None:
     """By setfsuid(2): the kernel names the user as the requestor, the keyrings are root's.

@@ -129,7 +129,7 @@ def test_worker_killed_is_answered_at_once(site: Site, ticket: int) -> None:
                     for p in upcall_processes(site)
                     if f"Uid:\t{ticket}" in Path(f"/proc/{p}/status").read_text()
                 ]
-                # A user may do this to a process of his: it must not hurt but himself.
+                # Users may do this to processes of their own: it must harm nobody else.
                 subprocess.run(
                     ["kill", "-9", str(worker)], user=ticket, group=ticket, extra_groups=[], check=True
                 )

@@ -80,8 +80,7 @@ class MessageServer:
         """The server's session and endtime of the context ``handle`` (hex); raises KeyError
         if there is none, MechanismError for one that has ended or has another flavor.
 
-        One session for a handle, whoever names it how: each would have a replay window of
-        its own.
+        There is one session for a handle: two would each have a replay window of their own.
         """
         with self._lock:
             if handle not in self._sessions:

@@ -128,7 +128,7 @@ def test_cancelled_future_harms_nobody_else(answer: ContextPayload | FailurePayl
 
 
 def test_look_up_from_a_futures_callback() -> None:
-    """Who is told of a failure may try again, in the thread that tells him."""
+    """A callback of a failed future may look up again, in the thread that calls it."""
     sec = Still().sec()
     context = sec.lookup_ctx(5)
     found: list[Context] = []

@@ -1,4 +1,4 @@
-"""No worker can be looked into, whoever it becomes."""
+"""No other process can look into a worker, whatever uid it has."""
 
 from __future__ import annotations
 
