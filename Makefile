@@ -79,8 +79,8 @@ coverage: setup ## the lines of the package that no test reaches (twice as long 
 check: lint test ## lint, types and every test
 
 bench: setup ## an upcall: blocked time, time to the context, CPU time; the library: look-up, sign, seal (JSON=FILE)
-	@$(BIN)/python bench/bench_upcall.py $(if $(JSON),--json $(JSON))
-	@$(BIN)/python bench/bench_sptlrpc.py $(if $(JSON),--json $(JSON).sptlrpc)
+	@$(BIN)/python -m bench.bench_upcall $(if $(JSON),--json $(JSON))
+	@$(BIN)/python -m bench.bench_sptlrpc $(if $(JSON),--json $(JSON).sptlrpc)
 
 # The interpreter that runs the installed program: what is asked for, else that of the wheels.
 INSTALL_PYTHON = $(if $(filter-out file default,$(origin PYTHON)),$(PYTHON),$(firstword $(wildcard $(BIN)/python build/wheels/bin/python) $(PYTHON)))
