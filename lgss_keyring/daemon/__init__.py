@@ -1,1 +1,1 @@
-"""lgssd: negotiates for those who ask through its socket (the records of docs/protocol.md 9)."""
+"""lgssd: negotiates for processes that ask through its socket (the records of docs/protocol.md 9)."""

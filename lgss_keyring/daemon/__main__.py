@@ -20,7 +20,7 @@ from lgss_keyring.system.log import Log
 @click.option("--socket", "path", default=DEFAULT_SOCKET, show_default=True, help="The socket to listen at.")
 @click.option("--config", "config_path", help=f"Configuration (default: {config.DEFAULT_PATH}, if there).")
 def main(path: str, config_path: str | None) -> None:
-    """Negotiate GSS contexts for those who ask at a socket (sptlrpc's policy `pipe`).
+    """Negotiate GSS contexts for processes that ask at a socket (sptlrpc's policy `pipe`).
 
     Runs in the foreground until SIGTERM. An ordinary user gets only contexts of their own.
     """
@@ -46,8 +46,8 @@ def main(path: str, config_path: str | None) -> None:
         serving = server.Server(listener, handle, time_limit, log, requests.request_of)
         serving.run(lambda: click.echo(f"listening at {path}"))
     finally:
-        # In this order: as long as this process listens, no other lgssd takes the path for one
-        # that was left behind.
+        # In this order: as long as this process listens, no other lgssd takes the path for that of
+        # an lgssd that has ended.
         os.unlink(path)
         listener.close()
 

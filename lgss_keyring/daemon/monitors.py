@@ -1,7 +1,7 @@
 """The monitors of lgssd: a process of root's for each request under way.
 
-A process for each keeps what one of them does wrong with the KDC or with memory from the others,
-and it can be killed.
+In a process of its own, a request that waits for a KDC or uses much memory does not harm the
+others, and it can be killed.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Monitors:
                     how = f"signal {-code}" if code < 0 else f"exit status {code}"
                     self._fail(monitor, errno.EIO, f"its process ended by {how}")
             elif now > monitor.deadline and not monitor.killed:
-                # It may not end at once, so it is waited for at the next calls.
+                # It may not end at once: a later call waits for it.
                 os.kill(pid, signal.SIGKILL)
                 monitor.killed = True
                 self._fail(monitor, errno.ETIMEDOUT, f"no answer within {self._time_limit:g} s")
@@ -103,8 +103,8 @@ class Monitors:
 
 
 def wait_for(all_have_ended: Callable[[], bool]) -> None:
-    """Wait until ``all_have_ended()``, at most :data:`limits.DYING_SECONDS`: a process that waits
-    in the kernel, for a log on a dead server say, does not end by a signal."""
+    """Wait until ``all_have_ended()``, at most :data:`limits.DYING_SECONDS`: a process that waits in
+    the kernel, for example for a log file on a dead server, does not end by a signal."""
     end = time.monotonic() + limits.DYING_SECONDS
     while not all_have_ended() and time.monotonic() < end:
         time.sleep(0.005)

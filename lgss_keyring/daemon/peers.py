@@ -66,8 +66,8 @@ class Peer:
 
 
 class Peers:
-    """All connections.  ``on_record(peer)`` is what ``selector`` has as data of those that are
-    looked at: a peer that waits is not, so that its records stay in its own queue."""
+    """All connections.  ``selector`` calls ``on_record(peer)`` for a peer that has a record.  A peer that
+    waits is not registered there, so that its records stay in its own queue."""
 
     def __init__(self, selector: selectors.BaseSelector, on_record: Callable[[Peer], None]) -> None:
         self._selector = selector
@@ -164,6 +164,6 @@ class Peers:
         os.close(writer)
 
     def reap(self) -> bool:
-        """Wait for the processes that closed connections; whether there are any left."""
+        """Wait for the processes that close connections; returns whether there are any left."""
         self._closing = {pid for pid in self._closing if not os.waitpid(pid, os.WNOHANG)[0]}
         return bool(self._closing)

@@ -1,4 +1,4 @@
-"""From a pipe's record to a request, and to its answer."""
+"""Turning a record into a request, and serving it."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def request_of(upcall: Upcall, peer: Peer) -> UpcallRequest:
 
 
 def handle(upcall: Upcall, peer: Peer, settings: Config) -> bytes:
-    """The key payload (docs/protocol.md 7) that answers ``upcall``; every error is one, too."""
+    """The key payload (docs/protocol.md 7) that answers ``upcall``; an error becomes a failure payload."""
     started = time.monotonic()
-    # The worker of an earlier request of this uid could have put a keyring into the session
-    # keyring that it shares with lgssd, and libkrb5 would look into that.
+    # A new session keyring: the worker of an earlier request could have linked a keyring into the
+    # one that it shares with lgssd, and libkrb5 would look into that.
     keyrings.leave_session()
     log = Log(settings.log.level, settings.log.file, started=started, folder=settings.krb5.ccache_directory)
     log.bind(uid=upcall.uid, requestor=peer.uid, target=f"{upcall.obd_name}@0x{upcall.nid:x}", mech="krb5")

@@ -1,13 +1,13 @@
 """lgssd's main loop: records come in from its peers, and each gets a process.
 
-What is in a record is the affair of :mod:`.requests` and of :mod:`lgss_keyring.monitor.service`.
+:mod:`.requests` and :mod:`lgss_keyring.monitor.service` deal with what is in a record.
 There is one thread, which never negotiates and so never waits.  It forks a monitor (root) for
 each record, and that forks a worker (the user).
 
 *A record that comes too early waits.*  It stays in its socket, and the socket is not looked at
 until a worker is free for its uid (:mod:`.shares`).  The peer notices only that it takes longer,
 and all that a flood fills is the flooder's own queue.  The alternative, an EBUSY for what is too
-much, would make every honest burst (hundreds of targets after a reboot) a failure.
+much, would make every honest burst fail (hundreds of targets after a reboot).
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Server:
     def read(self, peer: Peer) -> None:
         """Read a record of ``peer`` and have it served, or let it wait."""
         if peer.connection.fileno() < 0:
-            return  # its place was given to another connection in this very turn of the loop
+            return  # it was closed in this turn of the loop, to make room for another connection
         if not self._may_start(peer):
             self.peers.let_wait(peer)
             return
@@ -164,7 +164,7 @@ class Server:
 
     def _work(self, peer: Peer, upcall: pipe.Upcall) -> None:
         """What a monitor does."""
-        # With any of these a worker could deafen the server, or speak for it to other peers.
+        # A worker that had one of these could take records from the server, or answer other peers.
         self._selector.close()
         self._listener.close()
         os.close(self._signalled)

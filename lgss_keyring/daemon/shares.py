@@ -65,6 +65,5 @@ class Shares:
             del self._working[uid]
 
     def last_turn(self, uid: int) -> int:
-        """A number that is the smaller the longer ago the last turn of ``uid`` is; 0: never, or
-        long ago."""
+        """The number of the last turn of ``uid``; numbers grow with time.  0: it had none lately."""
         return self._last_turns.get(uid, 0)
