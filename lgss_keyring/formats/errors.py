@@ -33,7 +33,7 @@ SHORTAGE = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, er
 """What the kernel says when it has no more processes, memory, descriptors or key quota."""
 SHORTAGE_HINT = (
     "a limit of processes, memory, descriptors or keys (/proc/sys/kernel/keys) was reached: "
-    "of this machine, or of who asked"
+    "of this machine, or of the requestor"
 )
 
 

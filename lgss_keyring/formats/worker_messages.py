@@ -14,8 +14,8 @@ A message is one byte of kind and its body, integers in host byte order.  From t
     S  level (1 byte: d, i, w), text           a step, for the log
     C                                          the initiator's credential is there: once,
                                                before the first token
-    T  token                                   to be carried to the Lustre server; the
-                                               worker waits for the answer
+    T  token                                   to be written to init_channel; the worker
+                                               waits for the answer
     E  u32 endtime, u16 length, key payload (docs/protocol.md 7), initiator's name
                                                established: the last message
     F  u32 errno, u32 GSS major, kind NUL reason NUL hint NUL cache

@@ -26,7 +26,7 @@ def give(key: int, key_type: str, answer: Answer, deadline: float, log: Log, mor
     kernel has not bound its context to it, and say so in one line, a failure with ``more``
     behind it.
 
-    Gives whether that was an established context and the key has taken it.
+    Returns whether that was an established context and the key has taken it.
     """
     lifetime = answer.endtime - int(time.time())
     if answer.failure is None and lifetime <= 0:
