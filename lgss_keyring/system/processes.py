@@ -47,7 +47,9 @@ def own_start_time(parent: int = 0) -> int:
 def cgroups_of(text: bytes) -> dict[bytes, bytes]:
     """/proc/PID/cgroup as paths by hierarchy: its controllers with commas between them, or a
     name, or nothing for version 2."""
-    lines = (line.split(b":", 2) for line in text.splitlines())
+    # Not splitlines(): the name of a cgroup may hold a carriage return, and what follows it
+    # would be read as a line of its own.
+    lines = (line.split(b":", 2) for line in text.split(b"\n") if line)
     return {controllers: path for _, controllers, path in lines}
 
 
@@ -88,7 +90,7 @@ class Task:
 
     def status(self) -> dict[bytes, bytes]:
         """The lines of /proc/PID/status: values without blanks around them, by name."""
-        pairs = (line.partition(b":") for line in self.read("status").splitlines())
+        pairs = (line.partition(b":") for line in self.read("status").split(b"\n"))
         return {name: value.strip() for name, _, value in pairs}
 
     def start_time(self) -> int:

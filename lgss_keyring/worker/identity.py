@@ -150,7 +150,7 @@ def _capable(status: int) -> bool:
     ``status`` is a descriptor of its /proc/self/status."""
     # Read as bytes: for text Python would load a codec from a library that this user may
     # not be able to read.
-    for line in os.pread(status, 1 << 16, 0).splitlines():
+    for line in os.pread(status, 1 << 16, 0).split(b"\n"):
         if line.startswith((b"CapEff:", b"CapPrm:", b"CapAmb:")) and int(line.split()[1], 16):
             return True
     return False

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lgss_keyring.formats.callout import UpcallRequest
 
 CLONE_NEWNS = 0x00020000
+CLONE_NEWIPC = 0x08000000
 CLONE_NEWNET = 0x40000000
 ENTERED = {"mnt": CLONE_NEWNS, "net": CLONE_NEWNET}
 """The kinds of namespaces that a worker enters, by their names in /proc/PID/ns."""
@@ -118,9 +119,13 @@ class RequestorNamespaces:
 
         This process holds nothing of the task afterwards: the code that runs from now on is the
         container's (plug-ins of libkrb5, name service modules), and a folder of our /proc
-        would lead it by ``..`` to the root of this host.
+        would lead it by ``..`` to the root of this host.  It gets System V IPC of its own, too: that of
+        this host has segments of the same uid (a data base's, say), which are open to that uid.
         """
         try:
+            # A kernel without such namespaces (EINVAL) keeps no container from them either.
+            if _libc.unshare(ctypes.c_int(CLONE_NEWIPC)) and ctypes.get_errno() != errno.EINVAL:
+                raise refusal(self.pid, f"unshare: {os.strerror(ctypes.get_errno())}")
             for kind in self.different:
                 if _libc.setns(ctypes.c_int(self._descriptors[kind]), ctypes.c_int(ENTERED[kind])):
                     raise refusal(self.pid, f"setns: {os.strerror(ctypes.get_errno())}")
