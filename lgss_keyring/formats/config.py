@@ -18,10 +18,10 @@ DEFAULT_PATH = "/etc/lgss_keyring.toml"
 
 
 class PathRule(Record):
-    """In :attr:`Section.allowed`: the setting is an absolute path.
+    """In :attr:`Section.allowed`: the setting must be an absolute path.
 
-    ``may_be_empty``: or no text at all; ``prefixes``: or one of these with such a path behind it;
-    ``is_cache``: or the name of a credential cache of any type (``TYPE:``).
+    ``may_be_empty``: it may also be empty.  ``prefixes``: one of these may stand before the path.
+    ``is_cache``: it may also be the name of a credential cache of any type (``TYPE:``).
     """
 
     may_be_empty: bool = False
@@ -171,10 +171,10 @@ class Config(Record):
     path: str = DEFAULT_PATH
 
     def locate(self, text: str) -> str:
-        """``text`` with the file's name behind it, if it speaks of a section and does not name the
-        file itself: few remember where ``[hosts]`` is."""
-        speaks_of_it = any(f"[{name}]" in text for name in (*SECTIONS, "hosts"))
-        return f"{text} (in {self.path})" if speaks_of_it and self.path not in text else text
+        """``text`` with the path of the file added, if it names a section but not the file, because
+        few people remember where ``[hosts]`` is."""
+        names_a_section = any(f"[{name}]" in text for name in (*SECTIONS, "hosts"))
+        return f"{text} (in {self.path})" if names_a_section and self.path not in text else text
 
 
 SECTIONS: dict[str, type[Log | Upcall | Krb5 | RpcsecGss | Names | Lustre | Sptlrpc]] = {
@@ -226,7 +226,7 @@ def _complaint(section: type[Section], key: str, value: object) -> str:
         return f"{_TYPES[wanted]} is needed"
     allowed = section.allowed.get(key)
     if isinstance(value, str) and not value.isprintable():
-        # A NUL would end the name early in C, and be a ValueError in os.open.
+        # In C a NUL would end the text early, and os.open raises ValueError for it.
         return f"{value!a} has characters that do not print"
     if isinstance(allowed, range) and value not in allowed:
         return f"{allowed[0]} to {allowed[-1]} is possible, not {value}"

@@ -1,6 +1,6 @@
-"""What may stand in section [hosts] of the configuration: whose names there are, and which.
+"""The check of section [hosts] of the configuration.
 
-A misspelt network or host name would never be found, and nobody would be told.
+Without it, a misspelt NID or host name would never be found and never be noticed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXY
 HOST_NAME_LIMIT = 253
 """Characters of a host name (RFC 1035, 2.3.4, without the length bytes)."""
 LABEL_LIMIT = 63
-"""Characters between two dots of it."""
+"""Characters between two dots of a host name."""
 MGC = "MGC"
-"""What the obd name of a management client begins with; the NID of its server follows."""
+"""The beginning of a management client's obd name; the NID of its server follows."""
 
 
 def checked(table: Mapping[str, Any], path: str) -> dict[str, str]:
-    """The host names by NID, address, target or node, each NID as :class:`Nid` writes it.
+    """The host names in ``table`` by NID, address, target or node, each NID as :class:`Nid` writes it.
 
     ``table`` is the section of the file ``path``.  Raises ConfigError.
     """
@@ -57,8 +57,8 @@ def is_host_name(text: str) -> bool:
 
 def standard_key(text: str) -> str:
     """``text`` as it is looked up: a NID with its network as :class:`Nid` writes it
-    (``1.2.3.4@tcp`` for ``1.2.3.4@tcp0``), all else as it is.  Empty if it is nothing that
-    could ever be looked up."""
+    (``1.2.3.4@tcp`` for ``1.2.3.4@tcp0``), everything else as it is.  Empty for a text that is
+    never looked up."""
     if text.startswith(MGC) and "@" in text:
         nid = standard_key(text.removeprefix(MGC))
         return f"{MGC}{nid}" if nid else ""
@@ -79,7 +79,7 @@ def _ipv6_nid(text: str) -> str:
     nid = ipv6_nid_of_mgc(f"{MGC}{text}") or ""
     network = nid.rstrip("0123456789")
     number = int(nid[len(network) :] or "0")
-    # o2ib: digits inside the name are no number.
+    # The digit in o2ib is part of the network's name.
     return f"{network}{number or ''}" if nid else ""
 
 

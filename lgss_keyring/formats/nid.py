@@ -69,7 +69,7 @@ class Nid(Record):
         address, _, network = text.partition("@")
         kind, dash, number = network.removeprefix("type").partition("-")
         parts = (address, kind, number or "0")
-        if not dash or not all(p.isascii() and p.isdecimal() and len(p) <= 10 for p in parts):
+        if not dash or not all(part.isascii() and part.isdecimal() and len(part) <= 10 for part in parts):
             raise ResolutionError(f"{text[:60]!a} is not a NID")
         nid = cls(*map(int, parts))
         is_too_big = nid.address >= 2**32 or nid.network_type > 0xFFFF or nid.network_number > 0xFFFF

@@ -173,37 +173,37 @@ class WorkerProcess:
             message = self._receive(worker_messages.TOKEN_LIMIT + 2)
             if not message:
                 raise self._died()
-            said = worker_messages.unpack(message)
-            if isinstance(said, Answer):
-                return self._attributed(said)
-            if isinstance(said, worker_messages.Group):
+            decoded = worker_messages.unpack(message)
+            if isinstance(decoded, Answer):
+                return self._attributed(decoded)
+            if isinstance(decoded, worker_messages.Group):
                 if steps or is_ready or self._gid is not None:
                     raise worker_messages.ProtocolError("a group where none was due from the worker")
-                self._gid = said.gid
-            elif isinstance(said, worker_messages.CredentialReady):
+                self._gid = decoded.gid
+            elif isinstance(decoded, worker_messages.CredentialReady):
                 if is_ready:
                     raise worker_messages.ProtocolError("a credential where none was due from the worker")
                 is_ready, current = True, deadline
                 if credential_ready is not None:
                     credential_ready()
-            elif isinstance(said, worker_messages.Token):
+            elif isinstance(decoded, worker_messages.Token):
                 if not is_ready:
                     raise worker_messages.ProtocolError("a token before the credential from the worker")
-                spent += self._write(said.token)
+                spent += self._write(decoded.token)
             else:
                 steps += 1
-                self._phase = said[1]
-                report(*said)
+                self._phase = decoded[1]
+                report(*decoded)
         raise worker_messages.ProtocolError(f"more than {worker_messages.STEP_LIMIT} steps from the worker")
 
     def _attributed(self, answer: Answer) -> Answer:
-        """``answer``, a failure's reason with its speaker: a user's worker is under that user's
-        control, and the line must not read as if root's process had found this out."""
+        """``answer``, with the worker named before a failure's reason.  A user's worker is under that
+        user's control, and the line must not read as if root's process had found this out."""
         failure = answer.failure
         if failure is None or not self._speaker:
             return answer
-        said = {**failure.__dict__, "reason": f"{self._speaker}{failure.reason}"}
-        return Answer.of_failure(Failed(**said))
+        values = {**failure.__dict__, "reason": f"{self._speaker}{failure.reason}"}
+        return Answer.of_failure(Failed(**values))
 
     def _receive(self, length: int, flags: int = 0) -> bytes:
         try:

@@ -36,7 +36,8 @@ def printable(text: str, limit: int = limits.LOG_MESSAGE) -> str:
     """``text`` in printable ASCII, everything else escaped, at most ``limit`` long."""
     if not (text.isascii() and text.isprintable()):
         text = "".join(
-            c if " " <= c <= "~" else c.encode("unicode_escape").decode("ascii") for c in text[:limit]
+            each if " " <= each <= "~" else each.encode("unicode_escape").decode("ascii")
+            for each in text[:limit]
         )
     return text if len(text) <= limit else text[: limit - 3] + "..."
 

@@ -111,10 +111,10 @@ def _join_cgroups(task: Task) -> None:
     """Go into the cgroups of ``task``, one in each hierarchy.  Raises OSError, ValueError,
     RefusedError."""
     for _ in range(limits.CGROUP_TRIES):
-        theirs = cgroups_of(task.read("cgroup"))
+        wanted = cgroups_of(task.read("cgroup"))
         with open("/proc/self/cgroup", "rb") as file:
-            ours = cgroups_of(file.read())
-        different = {hierarchy: path for hierarchy, path in theirs.items() if ours.get(hierarchy) != path}
+            present = cgroups_of(file.read())
+        different = {hierarchy: path for hierarchy, path in wanted.items() if present.get(hierarchy) != path}
         # Compared again after each move: the task may have been moved meanwhile, and the file
         # system that is mounted there may be another one.
         if not different:

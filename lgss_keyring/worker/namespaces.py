@@ -49,9 +49,10 @@ def _unreadable(pid: int, error: OSError) -> LgssError:
     return refusal(pid, f"not even root may look into it ({error.strerror})", errno.EACCES)
 
 
-def _is_ours(theirs: os.stat_result, kind: str) -> bool:
-    ours = os.stat(f"/proc/self/ns/{kind}")
-    return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+def _is_ours(namespace: os.stat_result, kind: str) -> bool:
+    """Whether ``namespace`` is this process's own one of that ``kind``."""
+    own = os.stat(f"/proc/self/ns/{kind}")
+    return (namespace.st_dev, namespace.st_ino) == (own.st_dev, own.st_ino)
 
 
 class RequestorNamespaces:
