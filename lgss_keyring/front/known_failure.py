@@ -23,7 +23,7 @@ FILE_TYPE, LINK = 0o170000, 0o120000
 LONGEST_LIFE = 10
 """Seconds that a note is good for, at most."""
 LARGEST_ERRNO = 511
-"""The kernel takes others for its own, and rejects no key with them."""
+"""The kernel rejects keys with errnos up to this; larger ones are for itself."""
 SHORTEST_REJECTION = 2
 """Seconds.  With 1 s a few callers would see ENOKEY (:data:`.answer.FAILURE_LIFE`)."""
 
@@ -46,7 +46,7 @@ def fingerprint(name: str) -> str:
 def acceptor(callout: str) -> str:
     """The acceptor that the request in ``callout`` is for: Lustre service, NID and obd name.
 
-    The NID alone does not tell: the host of an MGC with an IPv6 NID is found by its name.
+    The NID alone is not enough, because the host of an MGC with an IPv6 NID is found by its name.
     """
     return ":".join(callout.split(":")[6:-2])
 
@@ -96,20 +96,21 @@ def look(name: str, callout: str) -> tuple[int, int]:
 
 
 def _verdict(line: str) -> tuple[int, int]:
-    """The errno and the seconds to reject with by the first ``line`` of a note; raises
-    ValueError for one that is damaged or over."""
+    """The errno and the seconds to reject with, from the first ``line`` of a note; raises ValueError
+    if that is damaged, or does not hold any more."""
     number, until, _, _ = line.split(" ", 3)
     left = float(until) - now()
     if not (0 < left <= LONGEST_LIFE and 0 < int(number) <= LARGEST_ERRNO):
         raise ValueError
-    # The kernel answers further requests for this key by itself meanwhile. That must not
-    # last longer than need be: kinit is to be noticed. With ENOKEY 1 s does no harm.
+    # While the rejected key lives, the kernel itself answers further requests for it, and nobody
+    # notices a kinit. So it lives as short as it can. With ENOKEY that is 1 s: callers for whom
+    # the key is gone too early get ENOKEY as well.
     least = 1 if int(number) == errno.ENOKEY else SHORTEST_REJECTION
     return int(number), max(int(left), least)
 
 
 def is_elsewhere(pid: str) -> bool:
-    """Whether process ``pid`` has, or may have, another mount or network namespace than we."""
+    """Whether process ``pid`` has, or may have, another mount or network namespace than ours."""
     if not (pid.isascii() and pid.isdecimal() and len(pid) <= 10) or int(pid) == 0:
         return False
     try:
