@@ -68,7 +68,7 @@ def handle(upcall: Upcall, peer: Peer, settings: Config) -> bytes:
         answer = service.serve(request, settings, 0, deadline, log)
     except LgssError as error:
         answer = Answer.of_failure(Failed.by(error))
-    failure = answer.failure
+    failure = answer.failure and answer.failure.located(settings)
     if failure is None:
         # A user's worker is under that user's control, so the name is what it says.
         established = (

@@ -170,11 +170,13 @@ class Config(Record):
     hosts: Mapping[str, str] = {}
     path: str = DEFAULT_PATH
 
-    def locate(self, text: str) -> str:
-        """``text`` with the path of the file added, if it names a section but not the file, because
-        few people remember where ``[hosts]`` is."""
-        names_a_section = any(f"[{name}]" in text for name in (*SECTIONS, "hosts"))
-        return f"{text} (in {self.path})" if names_a_section and self.path not in text else text
+    def hint_with_path(self, reason: str, hint: str) -> str:
+        """``hint`` with the path of the file added, if ``reason`` or ``hint`` names a section and
+        neither names the file, because few people remember where ``[hosts]`` is."""
+        text = f"{reason} {hint}"
+        if self.path in text or not any(f"[{name}]" in text for name in (*SECTIONS, "hosts")):
+            return hint
+        return f"{hint} (in {self.path})" if hint else f"see {self.path}"
 
 
 SECTIONS: dict[str, type[Log | Upcall | Krb5 | RpcsecGss | Names | Lustre | Sptlrpc]] = {

@@ -35,6 +35,8 @@ SHORTAGE_HINT = (
     "a limit of processes, memory, descriptors or keys (/proc/sys/kernel/keys) was reached: "
     "of this machine, or of the requestor"
 )
+BAD_VERIFIER_HINT = "the reply was changed on its way, or the acceptor has a defect: see its log"
+ACCEPTOR_DEFECT_HINT = "the acceptor has a defect, or another service listens there: see its log"
 
 
 # The texts of glibc's dynamic loader when mmap(2) fails. dlopen(3) gives no errno, so an
@@ -72,10 +74,12 @@ class Kind:
     REFUSED = "refused"
     NAMESPACE = "namespace"
     CONFIG = "config"
+    KRB5_CONF = "krb5-conf"
     NO_HOST_NAME = "no-host-name"
     NAME = "name"
     NAME_TIMEOUT = "name-timeout"
     NO_TICKET = "no-ticket"
+    CACHE_UNUSABLE = "cache-unusable"
     NO_CREDENTIAL = "no-credential"
     TICKET_EXPIRED = "ticket-expired"
     KEYTAB_MISSING = "keytab-missing"
@@ -87,6 +91,8 @@ class Kind:
     PASSWORD_EXPIRED = "password-expired"  # noqa: S105 (no password)
     WRONG_KEY = "wrong-key"
     SERVICE_UNKNOWN = "service-unknown"
+    SERVICE_LOCKED = "service-locked"
+    SERVICE_EXPIRED = "service-expired"
     CLOCK_SKEW = "clock-skew"
     ENCTYPE = "enctype"
     KDC_UNREACHABLE = "kdc-unreachable"

@@ -12,6 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lgss_keyring.formats.config import Config
+
     Report = Callable[[str, str], None]
     """Reports a step of a negotiation; takes a level (debug, info, warning) and a text."""
 
@@ -37,6 +39,11 @@ class Failed(Record):
     reason: str
     hint: str = ""
     cache: str = ""
+
+    def located(self, settings: Config) -> Failed:
+        """The same with a hint that names the configuration's file, if it speaks of a section."""
+        hint = settings.hint_with_path(self.reason, self.hint)
+        return Failed(self.errno, self.major, self.kind, self.reason, hint, self.cache)
 
     @classmethod
     def by(cls, error: BaseException) -> Failed:

@@ -33,11 +33,15 @@ NOTED = {
     Kind.CLIENT_EXPIRED: False,
     Kind.CLIENT_REVOKED: False,
     Kind.PASSWORD_EXPIRED: False,
+    Kind.KRB5_CONF: False,
     Kind.NO_TICKET: False,
+    Kind.CACHE_UNUSABLE: False,
     Kind.NO_CREDENTIAL: False,
     Kind.TICKET_EXPIRED: False,
     Kind.KDC_UNREACHABLE: False,
     Kind.SERVICE_UNKNOWN: True,
+    Kind.SERVICE_LOCKED: True,
+    Kind.SERVICE_EXPIRED: True,
 }
 NOTES_LIMIT = 1000
 """How many notes there may be; old ones are removed when there are so many."""
@@ -111,6 +115,7 @@ def _causes(call: Call, request: UpcallRequest, failure: Failed, settings: Confi
     files += (krb5.config or identity.DEFAULT_KRB5_CONFIG).split(":")
     if request.is_machine:
         files += [krb5.keytab.removeprefix("FILE:"), krb5.ccache.removeprefix("FILE:") or "/tmp/krb5cc_0"]  # noqa: S108
+        files.append("/etc/hosts")  # this host's name is part of the principal's
     else:
         files.append(_cache_of_user(failure.cache, request.uid))
     return [file for file in files if file.startswith("/") and file.isprintable() and len(file) < 200]

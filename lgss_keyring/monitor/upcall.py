@@ -165,6 +165,8 @@ class Upcall:
     def fail(self, failure: Failed) -> bool:
         """Answer the key with ``failure``; returns False."""
         life = 0
+        if not isinstance(self._settings, LgssError):
+            failure = failure.located(self._settings)
         if self._request is not None and not isinstance(self._settings, LgssError):
             life = failures.note(
                 self._call, self._request, failure, self._settings, is_word=self._front.is_due

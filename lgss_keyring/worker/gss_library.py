@@ -5,7 +5,14 @@ from __future__ import annotations
 
 import errno
 
-from lgss_keyring.formats.errors import GSS_S_CREDENTIALS_EXPIRED, GSS_S_NO_CRED, Kind, LgssError
+from lgss_keyring.formats.errors import (
+    ACCEPTOR_DEFECT_HINT,
+    GSS_S_CREDENTIALS_EXPIRED,
+    GSS_S_DEFECTIVE_TOKEN,
+    GSS_S_NO_CRED,
+    Kind,
+    LgssError,
+)
 from lgss_keyring.formats.record import Record
 from lgss_keyring.worker import lean_import
 
@@ -51,20 +58,45 @@ _BASE = -1765328384
 _KDC_HINT = "check that the realm's KDC runs and is reachable from here, and [realms] in krb5.conf"
 _KEYTAB_HINT = "compare `klist -ke` of the keytab with the principal's key version and enctypes in the KDC"
 TICKET_HINT = "the user has to run kinit, with a cache where this host's krb5.conf has the default one"
+_SERVICE_LOCKED = Cause(
+    errno.EKEYREJECTED,
+    Kind.SERVICE_LOCKED,
+    "the KDC gives no tickets for this service principal: kadmin modprinc +allow_svr +allow_tix SERVICE/HOST",
+)
 CAUSES = {
-    _BASE + 1: Cause(errno.EKEYEXPIRED, Kind.CLIENT_EXPIRED, "its time is over: kadmin modprinc -expire"),
+    _BASE + 1: Cause(
+        errno.EKEYEXPIRED,
+        Kind.CLIENT_EXPIRED,
+        "the principal's time is over: kadmin modprinc -expire never PRINCIPAL",
+    ),
+    _BASE + 2: Cause(
+        errno.EKEYEXPIRED,
+        Kind.SERVICE_EXPIRED,
+        "the service principal's time is over: kadmin modprinc -expire never SERVICE/HOST",
+    ),
     _BASE + 6: Cause(errno.ENOKEY, Kind.CLIENT_UNKNOWN, "create the principal, or correct the keytab"),
     _BASE + 7: Cause(
         errno.EKEYREJECTED,
         Kind.SERVICE_UNKNOWN,
-        "create the service principal, or correct [hosts] or reverse DNS",
+        "create the service principal; or unlock it, if it is there (a locked one is not found either: "
+        "kadmin modprinc +allow_tix SERVICE/HOST); or correct the host's name in reverse DNS or [hosts]",
     ),
     _BASE + 14: Cause(errno.EKEYREJECTED, Kind.ENCTYPE, "give client, service and KDC a common AES enctype"),
-    _BASE + 18: Cause(errno.EKEYREVOKED, Kind.CLIENT_REVOKED, "the KDC has locked this principal"),
+    _BASE + 18: Cause(
+        errno.EKEYREVOKED,
+        Kind.CLIENT_REVOKED,
+        "the KDC has locked this principal: kadmin modprinc +allow_tix PRINCIPAL, or after too many wrong "
+        "passwords modprinc -unlock PRINCIPAL",
+    ),
+    _BASE + 19: _SERVICE_LOCKED,
     _BASE + 23: Cause(
-        errno.EKEYEXPIRED, Kind.PASSWORD_EXPIRED, "the principal's password or key has expired"
+        errno.EKEYEXPIRED,
+        Kind.PASSWORD_EXPIRED,
+        "the principal's key is too old for the KDC, or has to be changed: kadmin ktadd makes a new one; or "
+        "kadmin modprinc -pwexpire never -needchange PRINCIPAL",
     ),
     _BASE + 24: Cause(errno.EKEYREJECTED, Kind.WRONG_KEY, _KEYTAB_HINT),
+    _BASE + 27: _SERVICE_LOCKED,
     _BASE + 31: Cause(errno.EKEYREJECTED, Kind.WRONG_KEY, _KEYTAB_HINT),
     _BASE + 32: Cause(errno.EKEYEXPIRED, Kind.TICKET_EXPIRED, TICKET_HINT),
     _BASE + 37: Cause(
@@ -78,6 +110,11 @@ CAUSES = {
     _BASE + 181: Cause(errno.ENOKEY, Kind.NOT_IN_KEYTAB, "add the principal to the keytab (kadmin: ktadd)"),
     _BASE + 195: Cause(errno.ENOKEY, Kind.NO_TICKET, TICKET_HINT),
     _BASE + 220: Cause(errno.EHOSTUNREACH, Kind.KDC_UNREACHABLE, _KDC_HINT),
+    _BASE + 224: Cause(
+        errno.EINVAL,
+        Kind.KRB5_CONF,
+        "set default_realm in [libdefaults] of krb5.conf, or -R REALM in the request-key rule",
+    ),
 }
 
 
@@ -105,7 +142,8 @@ def explain(error: GSSError, problem: str, family: type[LgssError]) -> LgssError
     if cause is None and routine == GSS_S_NO_CRED:
         cause = Cause(errno.ENOKEY, Kind.NO_CREDENTIAL, TICKET_HINT)
     if cause is None:
-        return family(f"{problem}: {'; '.join(texts)}", major=error.maj_code)
+        hint = ACCEPTOR_DEFECT_HINT if routine == GSS_S_DEFECTIVE_TOKEN else None
+        return family(f"{problem}: {'; '.join(texts)}", major=error.maj_code, hint=hint)
     return family(
         f"{problem}: {'; '.join(texts)}",
         errno=cause.errno,

@@ -6,11 +6,12 @@ The types below are libkrb5's; a *context* belongs to one thread of one process.
 from __future__ import annotations
 
 import ctypes
+import errno
 import time
 
 from lgss_keyring.formats.errors import LgssError
 from lgss_keyring.formats.record import Record
-from lgss_keyring.worker import gss_library, lean_import, limits
+from lgss_keyring.worker import gss_library, krb5_conf, lean_import, limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,15 +54,29 @@ __all__ = [
     "get_default_realm",
     "get_init_creds_keytab",
     "get_init_creds_opt_alloc",
-    "init_context",
     "into_memory",
     "kt_resolve",
+    "new_context",
     "parse_name_flags",
     "selected",
     "store_in",
     "tgt_of",
     "tickets_of",
 ]
+
+
+KCM_NO_SERVER = -1750600181
+"""krb5's code for a KCM cache whose server does not run (KRB5_KCM_NO_SERVER)."""
+
+
+def new_context() -> Context:
+    """A context by the krb5.conf of this process.  Raises ConfigError if libkrb5 refuses that."""
+    try:
+        return init_context()
+    except Krb5Error as error:
+        if error.err_code == errno.ENOMEM:
+            raise MemoryError from error
+        raise krb5_conf.unusable(_text(error)) from error
 
 
 class Ticket(Record):
@@ -167,9 +182,12 @@ def store_in(context: Context, name: bytes, tickets: Sequence[Creds]) -> None:
 
 def explain(error: Krb5Error, problem: str, family: type[LgssError]) -> LgssError:
     """``error`` in the words of this package; see :func:`lgss_keyring.worker.gss_library.explain`."""
-    # The library appends the number, which says nothing to people.
-    text = str(error).removesuffix(f" {error.err_code}")
     cause = gss_library.CAUSES.get(error.err_code)
     if cause is None:
-        return family(f"{problem}: {text}")
-    return family(f"{problem}: {text}", errno=cause.errno, kind=cause.kind, hint=cause.hint)
+        return family(f"{problem}: {_text(error)}")
+    return family(f"{problem}: {_text(error)}", errno=cause.errno, kind=cause.kind, hint=cause.hint)
+
+
+def _text(error: Krb5Error) -> str:
+    # The library appends the number, which says nothing to people.
+    return str(error).removesuffix(f" {error.err_code}")

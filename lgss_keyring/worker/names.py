@@ -11,6 +11,7 @@ import stat
 
 from lgss_keyring.formats.errors import Kind, ResolutionError
 from lgss_keyring.formats.nid import (
+    IPV4_TYPES,
     LO,
     PTL4,
     Nid,
@@ -128,6 +129,23 @@ def own_name(self_nid: int, config: Config) -> str:
     if not self_nid or (is_no_host_address(nid) and str(nid) not in config.hosts):
         return own_host_name(config)
     return host_name(nid, config)
+
+
+def own_name_source(self_nid: int, config: Config) -> str:
+    """Where :func:`own_name` has its answer from, for people."""
+    nid = Nid.from_int(self_nid)
+    node = os.uname().nodename
+    if self_nid and not is_no_host_address(nid) and nid.network_type in IPV4_TYPES:
+        address = ip_address(nid)
+        keys, resolver = [str(nid), address], f"reverse DNS or /etc/hosts, for address {address} of NID {nid}"
+    elif self_nid and nid.network_type == PTL4:
+        keys, resolver = [str(nid)], f"{config.names.program}, for NID {nid}"
+    else:
+        keys, resolver = [str(nid), node], f"the host name {node} (uname -n) and the name service"
+    for key in keys:
+        if key in config.hosts:
+            return f'[hosts] of {config.path}, by "{key}"'
+    return resolver
 
 
 def own_host_name(config: Config) -> str:

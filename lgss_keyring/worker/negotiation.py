@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 
 from lgss_keyring.formats.errors import (
-    GSS_S_FAILURE,
+    ACCEPTOR_DEFECT_HINT,
     ChannelError,
     Kind,
     MechanismError,
@@ -100,7 +100,7 @@ def _attempt(
         handle = b""
         for leg in range(1, LEGS + 1):
             if token is None:
-                raise MechanismError("the acceptor wants to go on where the mechanism is done")
+                raise _defect("the acceptor wants to go on where the mechanism is done")
             reply = channel.exchange(token, handle)
             report("debug", f"leg {leg}: {len(token)} bytes sent, {len(reply.token)} received")
             if reply.major not in (GSS_S_COMPLETE, GSS_S_CONTINUE_NEEDED):
@@ -110,21 +110,27 @@ def _attempt(
             if not initiator.complete:
                 token = initiator.step(reply.token)
             elif reply.token:
-                raise MechanismError("the acceptor sent a token after the last one")
+                raise _defect("the acceptor sent a token after the last one")
             if reply.major == GSS_S_COMPLETE:
                 break
         else:
-            raise MechanismError(f"the acceptor still wants to go on after {LEGS} tokens")
+            raise _defect(f"the acceptor still wants to go on after {LEGS} tokens")
         if not initiator.complete or token is not None:
-            raise MechanismError("the acceptor is done before the mechanism is", major=GSS_S_FAILURE)
+            raise _defect("the acceptor is done before the mechanism is")
         if reply.proof is not None:
             # Before the export, after which the context can no longer verify.
             initiator.verify_mic(*reply.proof)
         if not handle or not reply.seq_window:
             raise ChannelError(
-                "the acceptor gave no context handle or no sequence window", errno=errno.EPROTO
+                "the acceptor gave no context handle or no sequence window",
+                errno=errno.EPROTO,
+                hint=ACCEPTOR_DEFECT_HINT,
             )
         context, endtime = initiator.export()
         return Established(reply.seq_window, handle, context, endtime, initiator.name)
     finally:
         channel.close()
+
+
+def _defect(reason: str) -> MechanismError:
+    return MechanismError(reason, hint=ACCEPTOR_DEFECT_HINT)

@@ -6,13 +6,14 @@ import os
 
 from lgss_keyring.formats import config
 from lgss_keyring.formats.errors import ConfigError
-from lgss_keyring.worker import channel, confinement, identity, names, namespaces, negotiation
+from lgss_keyring.formats.outcome import Failed
+from lgss_keyring.worker import channel, confinement, identity, krb5_conf, names, namespaces, negotiation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
-    from lgss_keyring.formats.outcome import Established, Failed
+    from lgss_keyring.formats.outcome import Established
     from lgss_keyring.worker.channel.interface import Channel
     from lgss_keyring.worker.monitor_connection import MonitorConnection
     from lgss_keyring.worker.namespaces import RequestorNamespaces
@@ -50,9 +51,10 @@ def run(
         f", credentials in {' and '.join(sorted(found.different))} of process {found.pid}" if found else ""
     )
     connection.report("debug", f"working as uid {os.getuid()}, gid {os.getgid()}{where}")
-    return negotiation.negotiate(
+    outcome = negotiation.negotiate(
         request, settings, acceptor, connection.report, host, connection.credential_ready
     )
+    return krb5_conf.with_missing_file(outcome, settings.krb5) if isinstance(outcome, Failed) else outcome
 
 
 def _primary_group(request: UpcallRequest) -> int:

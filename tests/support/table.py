@@ -38,7 +38,7 @@ def rows() -> dict[str, Row]:
             for text in re.findall(r"`([^`]+)`", says)
         ]
         row = Row(errnos, not errnos or ANY in caller, words, advice.rstrip(" |"))
-        for kind in re.findall(r"`([a-z-]+)`", kinds):
+        for kind in re.findall(r"`([a-z0-9-]+)`", kinds):
             assert kind not in found, f"{kind} stands twice in {DOCUMENT}"
             found[kind] = row
     return found

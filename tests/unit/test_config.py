@@ -128,10 +128,12 @@ def test_names_of_keytabs_and_caches_that_are_taken(tmp_path: Path, setting: str
 def test_a_text_that_speaks_of_a_section_names_the_file(tmp_path: Path) -> None:
     loaded = load(tmp_path, "")
     path = str(tmp_path / "config.toml")
-    assert loaded.locate("add it to [hosts]") == f"add it to [hosts] (in {path})"
-    assert loaded.locate(f"add it to [hosts] of {path}") == f"add it to [hosts] of {path}"
-    assert loaded.locate("check [realms] in krb5.conf") == "check [realms] in krb5.conf"
-    assert config.Config().locate("[log]") == "[log] (in /etc/lgss_keyring.toml)"
+    assert loaded.hint_with_path("no name", "add it to [hosts]") == f"add it to [hosts] (in {path})"
+    assert loaded.hint_with_path("[krb5] principal x is none", "") == f"see {path}"
+    assert loaded.hint_with_path(f"it is in [hosts] of {path}", "mend it") == "mend it"
+    assert loaded.hint_with_path("no KDC", "check [realms] in krb5.conf") == "check [realms] in krb5.conf"
+    default = config.Config()
+    assert default.hint_with_path("no name", "see [hosts]") == "see [hosts] (in /etc/lgss_keyring.toml)"
 
 
 def test_every_number_has_a_range() -> None:

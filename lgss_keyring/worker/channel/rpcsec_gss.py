@@ -21,7 +21,7 @@ import socket
 import struct
 import time
 
-from lgss_keyring.formats.errors import ChannelError, Kind
+from lgss_keyring.formats.errors import BAD_VERIFIER_HINT, ChannelError, Kind
 from lgss_keyring.formats.nid import Nid, ip_address
 from lgss_keyring.worker.channel.interface import Reply
 from lgss_keyring.worker.limits import HANDLE_BYTES, REPLY_BYTES, STRAY_REPLIES, VERIFIER_BYTES
@@ -248,6 +248,7 @@ class RpcsecGssChannel:
                     f"{self.peer} sent no RPCSEC_GSS verifier with the last token",
                     errno=errno.EPROTO,
                     kind=Kind.BAD_VERIFIER,
+                    hint=BAD_VERIFIER_HINT,
                 )
             # The MIC of the window, in network byte order (RFC 2203, 5.2.2.1).
             proof = (struct.pack(">I", window), verifier)
@@ -262,6 +263,7 @@ class RpcsecGssChannel:
                 f"{self.peer} serves RPC versions {low} to {high} only",
                 errno=errno.EPROTONOSUPPORT,
                 kind=Kind.RPC_REFUSED,
+                hint="another service listens there: [rpcsec_gss] port must be the acceptor's",
             )
         if reason != AUTH_ERROR:
             return self._malformed(f"reject status {reason}")

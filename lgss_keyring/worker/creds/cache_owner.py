@@ -96,45 +96,6 @@ def path_of(name: bytes) -> str:
     return os.fsdecode(path) if kind in (b"FILE", b"WRFILE", b"DIR") else ""
 
 
-def why_not_default(name: bytes, uid: int) -> str:
-    """Why libkrb5 must not open the default cache ``name``, or empty: because it is not there,
-    or because it is another user's.
-
-    A look at the name is enough: nobody else can replace in a sticky folder what is this
-    user's, and so the cache keeps the service tickets that libkrb5 adds.  What is not there
-    now must not be used either, since anybody could make it before libkrb5 opens it.
-    """
-    if not name:
-        return ""
-    kind, colon, path = name.partition(b":")
-    try:
-        if not exists(name, uid):
-            return _no_cache(name)
-    except OSError:
-        return ""  # a container without /proc/keys
-    if colon and kind not in (b"FILE", b"WRFILE", b"DIR"):
-        return ""
-    is_right_kind = stat.S_ISDIR if kind == b"DIR" else stat.S_ISREG
-    if kind == b"DIR" and path.startswith(b":"):
-        path = os.path.dirname(path[1:])
-    path = path if colon else name
-    try:
-        status = os.lstat(path)
-        if stat.S_ISLNK(status.st_mode) and status.st_uid in (uid, 0):
-            status = os.stat(path)  # another's link could lead elsewhere by the time it is used
-    except FileNotFoundError:
-        return _no_cache(name)
-    except OSError:
-        return ""
-    if is_right_kind(status.st_mode) and status.st_uid == uid:
-        return ""
-    return f"the default cache {name.decode('utf-8', 'replace')} is another user's, or of another kind"
-
-
-def _no_cache(name: bytes) -> str:
-    return f"No Kerberos credentials available (default cache: {name.decode('utf-8', 'replace')})"
-
-
 def is_safe_folder(path: bytes, uid: int) -> bool:
     """Whether nobody but root and ``uid`` can replace a file of that user's in this folder:
     it is sticky, or nobody else may write there.  Raises OSError."""

@@ -39,8 +39,9 @@ def acquire(request: UpcallRequest, config: Config, service: str, report: Report
     """A credential for initiating to ``service`` (name@host), its TGT fetched from the KDC if
     there is none at hand.
 
-    Raises CredentialError: no keytab, no fitting entry in it, or the KDC's refusal; and
-    ResolutionError if this node's own name is needed and unknown.
+    Raises CredentialError: no keytab, no fitting entry in it, or the KDC's refusal;
+    ResolutionError if this node's own name is needed and unknown; and ConfigError if krb5.conf
+    cannot be used, or [krb5] principal is none.
     """
     search = _Search(request, config, report)
     tgt = None if isinstance(config.krb5, ContainerKrb5) else search.in_roots_cache()
@@ -59,7 +60,7 @@ class _Search:
     """The search for one request: where tickets are, and how they become a credential."""
 
     def __init__(self, request: UpcallRequest, config: Config, report: Report) -> None:
-        self._context = krb5_library.init_context()
+        self._context = krb5_library.new_context()
         self._principals = principals.for_request(self._context, request, config)
         self._krb5 = config.krb5
         self._report = report
@@ -130,22 +131,29 @@ class _Search:
             keytab = krb5_library.kt_resolve(self._context, name.encode())
             # One entry for each enctype: ask once for each principal.
             seen: dict[str, bool] = {}
+            parts: list[tuple[list[bytes], bytes]] = []
             for entry in keytab:
                 principal = entry.principal
                 text = str(principal)
                 if text not in seen:
+                    parts.append((list(principal.components), principal.realm))
                     seen[text] = self._principals.accepts(principal)
                     if seen[text]:
                         # A copy: the library frees an entry's principal with the entry
                         # (krb5 0.10; a crash of the worker, seen).
                         return keytab, krb5_library.copy_principal(self._context, principal)
         except krb5_library.Krb5Error as error:
-            raise krb5_library.explain(error, f"cannot read keytab {name}", CredentialError) from error
+            explained = krb5_library.explain(error, f"cannot read keytab {name}", CredentialError)
+            raise CredentialError(
+                explained.reason,
+                kind=Kind.KEYTAB_UNREADABLE,
+                hint="it is no keytab, or a damaged one: make it anew (kadmin: ktadd), see it by klist -k",
+            ) from error
         has = ", ".join(sorted(seen)[:5]) or "nothing"
         raise CredentialError(
             f"keytab {name} has none of the principals {self._principals}; it has {has}",
             kind=Kind.NOT_IN_KEYTAB,
-            hint="create one of them and add it to the keytab (kadmin: addprinc -randkey, ktadd)",
+            hint=self._principals.advice(parts),
         )
 
     def kept_tgt(self, principal: krb5_library.Principal) -> krb5_library.Creds | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lgss_keyring.formats.errors import CredentialError, LgssError
+from lgss_keyring.formats.errors import ConfigError, LgssError
 from lgss_keyring.worker import krb5_library, names
 
 TYPE_CHECKING = False
@@ -27,15 +27,24 @@ COMPONENTS_AT_MOST = 3  # the third is the name of a nodemap and is not compared
 class MachinePrincipals:
     """The rule for one request; it asks the name service only if the answer depends on it."""
 
-    def __init__(self, flags: str, realm: bytes, own_host: Callable[[], bytes], only: str = "") -> None:
+    def __init__(
+        self,
+        flags: str,
+        realm: bytes,
+        own_host: Callable[[], bytes],
+        only: str = "",
+        host_source: Callable[[], str] = str,
+    ) -> None:
         """``flags``: of field 4; ``own_host`` gives this node's host name in small letters, or
-        raises ResolutionError; ``only``: the one principal that the configuration allows."""
+        raises ResolutionError; ``only``: the one principal that the configuration allows;
+        ``host_source`` says in words where the host name comes from."""
         self._flags = flags
         self._first_components = {name for flag in flags for name in FIRST_COMPONENTS[flag]}
         self._realm = realm
         self._find_own_host = own_host
         self._own_host: bytes | None = None
         self._only = only
+        self._host_source = host_source
 
     def accepts(self, principal: krb5_library.Principal, from_cache: bool = False) -> bool:
         """Whether ``principal``, of a cache or else of a keytab, may stand for this machine.
@@ -57,6 +66,40 @@ class MachinePrincipals:
             return self._flags == "r" if from_cache else first in HOSTLESS_IN_KEYTAB
         return first == ANY_SECOND_COMPONENT or components[1].lower() == self._host()
 
+    def advice(self, others: Sequence[tuple[Sequence[bytes], bytes]]) -> str:
+        """What to do where a keytab has none of these principals, but ``others`` (components and
+        realm of each)."""
+        create = "create one of them and add it to the keytab (kadmin: addprinc -randkey, ktadd)"
+        if self._only:
+            return "add it to the keytab (kadmin: ktadd), or correct [krb5] principal"
+        own = self._realm.lower()
+        try:
+            realms = {
+                r
+                for parts, r in others
+                if r.lower() != own and self.fits(parts, self._realm, from_cache=False)
+            }
+            hosts = {
+                parts[1].decode("utf-8", "replace")
+                for parts, r in others
+                if r.lower() == own and len(parts) > 1 and parts[0] in self._first_components
+            }
+            if realms:
+                realm = sorted(realms)[0].decode("utf-8", "replace")
+                return (
+                    f"the keytab is of realm {realm}: set default_realm of krb5.conf to it, "
+                    f"or -R {realm} in the request-key rule"
+                )
+            if hosts:
+                host = self._host().decode("ascii", "replace")
+                return (
+                    f"the keytab is for {', '.join(sorted(hosts)[:3])}, and this host's name {host} comes "
+                    f"from {self._host_source()}: correct it there, or {create}"
+                )
+        except LgssError:
+            pass  # this host's name is unknown
+        return create
+
     def _host(self) -> bytes:
         if self._own_host is None:
             self._own_host = self._find_own_host()
@@ -75,7 +118,7 @@ class MachinePrincipals:
 
 
 def for_request(context: krb5_library.Context, request: UpcallRequest, config: Config) -> MachinePrincipals:
-    """The rule for ``request``; raises CredentialError if this machine has no default realm,
+    """The rule for ``request``; raises ConfigError if this machine has no default realm,
     or if [krb5] principal is not a principal's name."""
 
     def own_host() -> bytes:
@@ -85,12 +128,14 @@ def for_request(context: krb5_library.Context, request: UpcallRequest, config: C
     try:
         realm = realm or krb5_library.get_default_realm(context)
     except krb5_library.Krb5Error as error:
-        raise krb5_library.explain(error, "this machine has no default realm", CredentialError) from error
+        raise krb5_library.explain(error, "this machine has no default realm", ConfigError) from error
     only = config.krb5.principal
     if only:
         try:
             only = str(krb5_library.parse_name_flags(context, only.encode()))
         except krb5_library.Krb5Error as error:
             problem = f"[krb5] principal {only} is no principal"
-            raise krb5_library.explain(error, problem, CredentialError) from error
-    return MachinePrincipals(request.flags, realm, own_host, only)
+            raise krb5_library.explain(error, problem, ConfigError) from error
+    return MachinePrincipals(
+        request.flags, realm, own_host, only, lambda: names.own_name_source(request.self_nid, config)
+    )

@@ -39,7 +39,7 @@ class TicketFile:
 
     def read(self, context: krb5_library.Context) -> list[krb5_library.Ticket]:
         """All tickets in it; none if it is not there, is damaged, or if others may write its folder."""
-        if not os.path.exists(self.path) or not _is_roots_alone(self._directory):
+        if not os.path.exists(self.path) or _why_not_roots_alone(self._directory):
             return []
         try:
             return krb5_library.tickets_of(krb5_library.cc_resolve(context, self._name(self.path)))
@@ -54,8 +54,8 @@ class TicketFile:
             os.mkdir(self._directory, 0o700)
         except FileExistsError:
             pass
-        if not _is_roots_alone(self._directory):
-            raise OSError(errno.EPERM, "others than root may write there")
+        if why_not := _why_not_roots_alone(self._directory):
+            raise OSError(errno.EPERM, why_not)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(f"{self.path}.lock", flags, 0o600)
         end = time.monotonic() + limits.LOCK_SECONDS
@@ -92,9 +92,14 @@ class TicketFile:
         return b"FILE:" + os.fsencode(path)
 
 
-def _is_roots_alone(directory: str) -> bool:
+def _why_not_roots_alone(directory: str) -> str:
+    """Why no ticket may be kept in ``directory``; empty if it is a folder that root alone may write."""
     try:
         status = os.lstat(directory)
-    except OSError:
-        return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == 0 and not status.st_mode & 0o022
+    except OSError as error:
+        return str(error.strerror)
+    if not stat.S_ISDIR(status.st_mode):
+        return "it is no folder"
+    if status.st_uid != 0:
+        return f"it belongs to uid {status.st_uid}, not to root"
+    return "others than root may write there" if status.st_mode & 0o022 else ""

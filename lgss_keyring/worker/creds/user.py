@@ -21,7 +21,7 @@ import time
 
 from lgss_keyring.formats.errors import CredentialError, Kind, LgssError
 from lgss_keyring.worker import gss_library, krb5_library, limits
-from lgss_keyring.worker.creds import Credential, cache_owner
+from lgss_keyring.worker.creds import Credential, cache_owner, obstacles
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,31 +40,32 @@ def acquire(request: UpcallRequest, config: Config, service: str, report: Report
     """A credential for initiating to ``service`` (name@host).
 
     Raises CredentialError, which says what is wrong with the default cache: there is none, its
-    ticket has expired, it cannot be read.
+    ticket has expired, it cannot be read; and ConfigError for a krb5.conf that libkrb5 refuses.
     """
     problem = f"uid {request.uid} has no usable Kerberos credential"
-    default = _default_name()
-    why_not_default = cache_owner.why_not_default(default, request.uid)
+    context = krb5_library.new_context()
+    default = _default_name(context)
+    obstacle = obstacles.before_use(default, request.uid)
     cause: gss_library.GSSError | None = None
+    cache: bytes | None = None
     try:
-        if why_not_default:
-            # libkrb5 would use the client keytab now, and so does this. But its ticket must not be
-            # written into a file that somebody else has made, or is about to make.
-            cache: bytes | None = b"MEMORY:lgss"
-        else:
-            cache = _chosen_for(service, default)
+        # With an obstacle libkrb5 would use the client keytab, and so does this. But its ticket must
+        # not be written into a file that somebody else has made, or is about to make.
+        cache = _chosen_for(service, default) if obstacle is None else b"MEMORY:lgss"
         return Credential(_handle(cache))
     except gss_library.GSSError as error:
         explained = gss_library.explain(error, problem, CredentialError)
-        if not why_not_default or explained.kind not in (Kind.NO_TICKET, Kind.NO_CREDENTIAL):
+        if obstacle is None:
+            obstacle = obstacles.behind_failure(context, cache or default, explained.kind)
             cause = error
-    handle = _elsewhere(request.uid, report)
+        elif explained.kind not in (Kind.NO_TICKET, Kind.NO_CREDENTIAL):
+            obstacle, cause = None, error
+    handle = _elsewhere(context, default, request.uid, report)
     if handle is not None:
         return Credential(handle)
-    if cause is None:
-        explained = CredentialError(
-            f"{problem}: {why_not_default}", kind=Kind.NO_TICKET, hint=gss_library.TICKET_HINT
-        )
+    if obstacle is not None:
+        obstacle.reason = f"{problem}: {obstacle.reason}"
+        raise obstacle from cause
     explained.cache = cache_owner.path_of(default)
     raise explained from cause
 
@@ -83,11 +84,11 @@ def _handle(cache: bytes | None) -> gss_library.creds.Creds:
     return handle
 
 
-def _default_name() -> bytes:
+def _default_name(context: krb5_library.Context) -> bytes:
     """The default cache's name; empty if libkrb5 has something against its configuration, which
     it says itself later."""
     try:
-        return krb5_library.cc_default_name(krb5_library.init_context()) or b""
+        return krb5_library.cc_default_name(context) or b""
     except krb5_library.Krb5Error:
         return b""
 
@@ -102,19 +103,20 @@ def _chosen_for(service: str, default: bytes) -> bytes | None:
     if default.partition(b":")[0] not in COLLECTION_TYPES:
         return None
     try:
-        caches = krb5_library.cccol_iter(krb5_library.init_context())
+        caches = krb5_library.cccol_iter(krb5_library.new_context())
         several = len(list(zip(range(2), caches, strict=False))) == 2
         return krb5_library.selected(service) if several else None
     except krb5_library.Krb5Error:
         return None
 
 
-def _elsewhere(uid: int, report: Report) -> gss_library.creds.Creds | None:
-    """The credential of ``uid`` that is valid for longest outside of the default cache."""
+def _elsewhere(
+    context: krb5_library.Context, default: bytes, uid: int, report: Report
+) -> gss_library.creds.Creds | None:
+    """The credential of ``uid`` that is valid for longest outside of the ``default`` cache."""
     try:
-        context = krb5_library.init_context()
         now = time.time()
-        valid = (each for each in _candidates(context, uid) if each[1].end > now)
+        valid = (each for each in _candidates(context, default, uid) if each[1].end > now)
         best = max(valid, key=lambda each: each[1].end, default=None)
         if best is None:
             return None
@@ -126,13 +128,14 @@ def _elsewhere(uid: int, report: Report) -> gss_library.creds.Creds | None:
         return None
 
 
-def _candidates(context: krb5_library.Context, uid: int) -> Iterator[tuple[str, krb5_library.Ticket]]:
+def _candidates(
+    context: krb5_library.Context, default: bytes, uid: int
+) -> Iterator[tuple[str, krb5_library.Ticket]]:
     """The name and the TGT of each cache elsewhere that has a TGT."""
     # A FILE cache is alone in its collection, and was looked at: libkrb5 must not open it
     # again if it is not this user's.
-    default = _default_name()
     is_collection = default.partition(b":")[0] in COLLECTION_TYPES
-    if is_collection and not cache_owner.why_not_default(default, uid):
+    if is_collection and obstacles.before_use(default, uid) is None:
         for cache in krb5_library.cccol_iter(context):
             tgt = krb5_library.tgt_of(cache)
             if tgt is not None:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from lgss_keyring.formats.crypto import rfc3961
-from lgss_keyring.formats.errors import GSS_S_BAD_MIC, Kind, LgssError, MechanismError
+from lgss_keyring.formats.errors import (
+    ACCEPTOR_DEFECT_HINT,
+    BAD_VERIFIER_HINT,
+    GSS_S_BAD_MIC,
+    Kind,
+    LgssError,
+    MechanismError,
+)
 from lgss_keyring.formats.payload import Krb5Context
 from lgss_keyring.worker import gss_library
 from lgss_keyring.worker.mech.interface import KeptTicketRefusedError
@@ -24,7 +31,14 @@ CFX = 2
 ACCEPTOR_SUBKEY = 4
 
 # Failures that a new TGT of the same principal would not cure.
-TICKET_IS_GOOD = (Kind.SERVICE_UNKNOWN, Kind.KDC_UNREACHABLE, Kind.CLOCK_SKEW, Kind.ENCTYPE)
+TICKET_IS_GOOD = (
+    Kind.SERVICE_UNKNOWN,
+    Kind.SERVICE_LOCKED,
+    Kind.SERVICE_EXPIRED,
+    Kind.KDC_UNREACHABLE,
+    Kind.CLOCK_SKEW,
+    Kind.ENCTYPE,
+)
 
 
 def _source(request: UpcallRequest) -> Callable[[UpcallRequest, Config, str, Report], Credential]:
@@ -100,7 +114,7 @@ class Krb5Initiator:
         self._context = result.context
         self.complete = not result.more_steps
         if self.complete and not result.flags & gss_library.RequirementFlag.mutual_authentication:
-            raise MechanismError(f"{self._service} did not authenticate itself")
+            raise MechanismError(f"{self._service} did not authenticate itself", hint=ACCEPTOR_DEFECT_HINT)
         return result.token or None
 
     def _first(self) -> InitSecContextResult:
@@ -133,6 +147,7 @@ class Krb5Initiator:
                 "the acceptor's verifier is not the one of this context: was the reply changed on its way?",
                 major=GSS_S_BAD_MIC,
                 kind=Kind.BAD_VERIFIER,
+                hint=BAD_VERIFIER_HINT,
             ) from error
 
     def refused(self, major: int, minor: int, token: bytes) -> MechanismError:
