@@ -18,7 +18,7 @@ from tests.support.requestor import Requestor
 from tests.support.site import USER_UID, Site, machine_callout, user_callout
 
 from .answers import proven
-from .credentials import REALM, initiator, kinit, with_default_cache
+from .credentials import REALM, initiator, kinit, messages, with_default_cache
 from .failures import failed
 
 
@@ -66,11 +66,51 @@ def test_first_fitting_entry_of_the_keytab(
 def test_realm_must_be_ours_or_the_rules(site: Site, root: Requestor) -> None:
     with site.upcalls(options="--realm OTHER.TEST") as upcalls:
         answer = root.ask(upcalls.name(), machine_callout())
-        failed(answer, upcalls, errno.ENOKEY, "not-in-keytab", "OTHER.TEST")
+        message = failed(answer, upcalls, errno.ENOKEY, "not-in-keytab", "(realm OTHER.TEST)")
+        assert f"set default_realm of krb5.conf to it, or -R {REALM} in the request-key rule" in message
     with site.upcalls(options=f"-R {REALM}") as upcalls:
         assert initiator(upcalls, root.ask(upcalls.name(), machine_callout())) == "lustre_root/localhost"
     with site.upcalls(options="-R lgss.Test") as upcalls:
         assert initiator(upcalls, root.ask(upcalls.name(), machine_callout())) == "lustre_root/localhost"
+
+
+def test_default_realm_is_not_that_of_the_keytab(site: Site, root: Requestor) -> None:
+    config = site.directory / "other-realm.conf"
+    text = site.realm.krb5_conf.read_text()
+    config.write_text(text.replace(f"default_realm = {REALM}", "default_realm = OTHER.TEST"))
+    config.chmod(0o644)
+    with site.upcalls({"krb5": {"config": str(config)}}) as upcalls:
+        answer = root.ask(upcalls.name(), machine_callout())
+        message = failed(answer, upcalls, errno.ENOKEY, "not-in-keytab", f"the keytab is of realm {REALM}: ")
+        assert f"-R {REALM}" in message and "create" not in message
+
+
+def test_name_of_this_host_is_not_that_of_the_keytab(site: Site, root: Requestor) -> None:
+    """The line says where the name comes from: [hosts] here, then the resolver, then uname(2)."""
+    with site.upcalls({"hosts": {"127.0.0.1": "wrong.test"}}) as upcalls:
+        answer = root.ask(upcalls.name(), machine_callout())
+        message = failed(answer, upcalls, errno.ENOKEY, "not-in-keytab", "lustre_root/wrong.test")
+        source = f'this host\'s name wrong.test comes from [hosts] of {upcalls.config_file}, by "127.0.0.1"'
+        assert "the keytab is for localhost, and" in message and source in message
+    node = os.uname().nodename
+    with site.upcalls({"hosts": {node: "wrong.test"}}) as upcalls:
+        answer = root.ask(upcalls.name(), machine_callout(self_nid=0))
+        message = failed(answer, upcalls, errno.ENOKEY, "not-in-keytab", "lustre_root/wrong.test")
+        assert f'comes from [hosts] of {upcalls.config_file}, by "{node}"' in message
+    with site.upcalls({"names": {"canonicalize": False}}) as upcalls:
+        answer = root.ask(upcalls.name(), machine_callout(self_nid=0))
+        message = failed(answer, upcalls, errno.ENOKEY, "not-in-keytab", f"lustre_root/{node}")
+        assert f"the host name {node} (uname -n)" in message
+
+
+def test_folder_of_tickets_is_a_file(site: Site, root: Requestor, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    with site.upcalls({"krb5": {"ccache_directory": str(path)}}) as upcalls:
+        proven(site, root.ask(upcalls.name(), machine_callout()))
+        text = messages(upcalls)
+        assert f"no ticket can be kept in {path} ([krb5] ccache_directory): it is no folder" in text
+        assert "may write there" not in text
 
 
 def test_principal_and_cache_of_the_configuration(

@@ -18,7 +18,7 @@ import pytest
 from lgss_keyring.formats import payload
 from tests.support import peers
 from tests.support.requestor import Requestor
-from tests.support.site import LOOPBACK_NID, Site, Upcalls, machine_callout, user_callout
+from tests.support.site import HOST, LOOPBACK_NID, Site, Upcalls, machine_callout, user_callout
 
 from .failures import ANSWERED, failed
 from .waiting import pace, within
@@ -67,22 +67,40 @@ def test_acceptor_is_out_of_order(
 
 
 @pytest.mark.parametrize(
-    ("fault", "number", "kind"),
+    ("fault", "number", "kind", "hint"),
     [
-        ("bad-verifier", errno.EACCES, "bad-verifier"),
-        ("wrong-window", errno.EACCES, "bad-verifier"),
-        ("no-verifier", errno.EPROTO, "bad-verifier"),
-        ("no-handle", errno.EPROTO, "channel"),
-        ("trailing-bytes", errno.EPROTO, "malformed-reply"),
-        ("gss-failure", errno.EACCES, "refused-by-acceptor"),
-        ("continue-forever", errno.EACCES, "mechanism"),
-        ("restart-always", errno.EACCES, "start-again"),
+        (
+            "bad-verifier",
+            errno.EACCES,
+            "bad-verifier",
+            "; the reply was changed on its way, or",
+        ),
+        (
+            "wrong-window",
+            errno.EACCES,
+            "bad-verifier",
+            "; the reply was changed on its way, or",
+        ),
+        (
+            "no-verifier",
+            errno.EPROTO,
+            "bad-verifier",
+            "; the reply was changed on its way, or",
+        ),
+        ("no-handle", errno.EPROTO, "channel", "; the acceptor has a defect, or another service"),
+        ("trailing-bytes", errno.EPROTO, "malformed-reply", "; check that an RPCSEC_GSS server listens"),
+        ("gss-failure", errno.EACCES, "refused-by-acceptor", "; see the acceptor's log"),
+        ("continue-forever", errno.EACCES, "mechanism", "; the acceptor has a defect, or another service"),
+        ("bad-token", errno.EACCES, "mechanism", "; the acceptor has a defect, or another service"),
+        ("restart-always", errno.EACCES, "start-again", "; see the acceptor's log"),
     ],
 )
-def test_acceptor_answers_wrongly(site: Site, user: Requestor, fault: str, number: int, kind: str) -> None:
+def test_acceptor_answers_wrongly(
+    site: Site, user: Requestor, fault: str, number: int, kind: str, hint: str
+) -> None:
     acceptor = site.new_acceptor("--fault", fault)
     with site.upcalls({"rpcsec_gss": {"port": acceptor.port}}) as upcalls:
-        failed(user.ask(upcalls.name(), user_callout()), upcalls, number, kind)
+        failed(user.ask(upcalls.name(), user_callout()), upcalls, number, kind, hint)
     acceptor.close()
 
 
@@ -184,7 +202,34 @@ def test_unreadable_ticket(site: Site, upcalls: Upcalls) -> None:
 def test_wrong_service_principal(site: Site, user: Requestor) -> None:
     with site.upcalls({"hosts": {"127.0.0.1": "elsewhere.test"}}) as upcalls:
         answer = user.ask(upcalls.name(), user_callout())
-        failed(answer, upcalls, errno.EKEYREJECTED, "service-unknown", "lustre_mds@elsewhere.test")
+        message = failed(answer, upcalls, errno.EKEYREJECTED, "service-unknown", "lustre_mds@elsewhere.test")
+        assert f"reverse DNS or [hosts] (in {upcalls.config_file})" in message
+
+
+@pytest.mark.parametrize(
+    ("lock", "unlock", "number", "kind", "cure"),
+    [
+        ("-allow_tix", "+allow_tix", errno.EKEYREJECTED, "service-unknown", "unlock it, if it is there"),
+        ("-allow_svr", "+allow_svr", errno.EKEYREJECTED, "service-locked", "kadmin modprinc +allow_svr"),
+        (
+            "-expire yesterday",
+            "-expire never",
+            errno.EKEYEXPIRED,
+            "service-expired",
+            "modprinc -expire never",
+        ),
+    ],
+)
+def test_service_principal_is_locked(
+    site: Site, user: Requestor, upcalls: Upcalls, lock: str, unlock: str, number: int, kind: str, cure: str
+) -> None:
+    service = f"lustre_oss/{HOST}"
+    site.realm.administer("modprinc", *lock.split(), service)
+    try:
+        answer = user.ask(upcalls.name(), user_callout(lustre_service=2))
+        assert cure in failed(answer, upcalls, number, kind, "lustre_oss@localhost")
+    finally:
+        site.realm.administer("modprinc", *unlock.split(), service)
 
 
 def test_keytab_missing(site: Site, root: Requestor) -> None:
@@ -204,25 +249,36 @@ def test_keytab_without_a_fitting_principal(site: Site, root: Requestor, upcalls
 
 
 @pytest.mark.parametrize(
-    ("commands", "number", "kind"),
+    ("command", "number", "kind", "cures"),
     [
-        (["delprinc -force {}"], errno.ENOKEY, "client-unknown"),
-        (["modprinc -allow_tix {}"], errno.EKEYREVOKED, "client-revoked"),
-        (["modprinc -pwexpire yesterday {}"], errno.EKEYEXPIRED, "password-expired"),
-        (["modprinc -expire yesterday {}"], errno.EKEYEXPIRED, "client-expired"),
+        ("delprinc -force {}", errno.ENOKEY, "client-unknown", ["create the principal"]),
+        (
+            "modprinc -allow_tix {}",
+            errno.EKEYREVOKED,
+            "client-revoked",
+            ["modprinc +allow_tix ", "modprinc -unlock "],
+        ),
+        (
+            "modprinc -pwexpire yesterday {}",
+            errno.EKEYEXPIRED,
+            "password-expired",
+            ["modprinc -pwexpire never", "ktadd"],
+        ),
+        ("modprinc +needchange {}", errno.EKEYEXPIRED, "password-expired", ["-needchange", "ktadd"]),
+        ("modprinc -expire yesterday {}", errno.EKEYEXPIRED, "client-expired", ["modprinc -expire never"]),
     ],
 )
 def test_kdc_refuses_the_machine(
-    site: Site, root: Requestor, tmp_path: Path, commands: list[str], number: int, kind: str
+    site: Site, root: Requestor, tmp_path: Path, command: str, number: int, kind: str, cures: list[str]
 ) -> None:
-    name = f"host/localhost-{kind}"
+    name = f"host/localhost-{kind}{command.count('needchange')}"
     site.realm.add_principal(name)
     keytab = site.realm.extract_keytab(tmp_path / "keytab", name)
-    for command in commands:
-        site.realm.administer(*command.format(name).split())
+    site.realm.administer(*command.format(name).split())
     settings = {"krb5": {"keytab": str(keytab), "principal": name}}
     with site.upcalls(settings) as upcalls:
-        failed(root.ask(upcalls.name(), machine_callout()), upcalls, number, kind, name)
+        message = failed(root.ask(upcalls.name(), machine_callout()), upcalls, number, kind, name)
+        assert not [cure for cure in cures if cure not in message], message
 
 
 def test_no_name_for_the_target(site: Site, user: Requestor) -> None:
@@ -231,7 +287,20 @@ def test_no_name_for_the_target(site: Site, user: Requestor) -> None:
         failed(answer, upcalls, errno.EHOSTUNREACH, "no-host-name", "reverse_dns is off")
 
 
-def test_keytab_is_none(site: Site, root: Requestor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"no keytab\n", b"", None], ids=["garbage", "empty", "folder"])
+def test_keytab_is_none(site: Site, root: Requestor, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "keytab"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with site.upcalls({"krb5": {"keytab": str(path)}}) as upcalls:
+        answer = root.ask(upcalls.name(), machine_callout())
+        message = failed(answer, upcalls, errno.ENOKEY, "keytab-unreadable", f"cannot read keytab {path}: ")
+        assert "make it anew (kadmin: ktadd), see it by klist -k" in message
+
+
+def test_keytab_has_no_entry(site: Site, root: Requestor, tmp_path: Path) -> None:
     broken = tmp_path / "keytab"
     broken.write_bytes(b"\5\2\0\0\0\x20" + b"\xaa" * 100)
     with site.upcalls({"krb5": {"keytab": str(broken)}}) as upcalls:

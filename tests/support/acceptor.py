@@ -258,6 +258,8 @@ class Acceptor:
                 window += 1
             elif self._fault == "no-handle":
                 handle = b""
+            elif self._fault == "bad-token":
+                token = b"no token"
             elif self._fault == "huge-handle":
                 handle = bytes(1 << 16)
         result = xdr(handle) + struct.pack(">III", major, minor, window) + xdr(token)

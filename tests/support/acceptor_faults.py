@@ -11,6 +11,7 @@ FAULTS = {
     "drop-once": "the first call gets no answer",
     "gss-failure": "GSS_S_FAILURE in each rpc_gss_init_res",
     "continue-forever": "GSS_S_CONTINUE_NEEDED again and again",
+    "bad-token": "a token that is none of the mechanism's",
     "no-handle": "an empty context handle",
     "huge-handle": "a context handle of 64 KiB",
     "delay": "each answer comes two seconds late",

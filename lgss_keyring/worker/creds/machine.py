@@ -183,7 +183,8 @@ class _Search:
             lock = file.lock()
         except OSError as error:
             directory = self._krb5.ccache_directory
-            self._report("warning", f"no ticket can be kept in {directory}: {error.strerror}")
+            setting = "[krb5] ccache_directory"
+            self._report("warning", f"no ticket can be kept in {directory} ({setting}): {error.strerror}")
             return self._from_kdc(keytab, principal)
         if lock is None:
             self._report("debug", f"another upcall holds {file.path}.lock; not waiting for it any longer")
