@@ -63,7 +63,7 @@ def refuse(given: Sequence[str], call: Call, error: Exception, log_refusal: LogR
         return 0
     key = call.serial
     if isinstance(error, BrokenPipeError):
-        return _orphaned(key, call, error)
+        return _orphaned(key, call, log_refusal)
     if isinstance(error, OSError):
         number = _shortage(error) or error.errno or errno.EIO
         reason = f"{error.filename or 'fork'}: {error.strerror}"
@@ -86,7 +86,7 @@ def refuse(given: Sequence[str], call: Call, error: Exception, log_refusal: LogR
     return 1
 
 
-def _orphaned(key: int, call: Call, error: OSError) -> int:
+def _orphaned(key: int, call: Call, log_refusal: LogRefusal) -> int:
     """Let ``key``, which is instantiated, be answered: the process that serves the upcall was
     killed, as nobody reads the pipe to it.  The witness makes the update, unless it was killed
     as well.  A new process waits for that and makes it otherwise, because the kernel takes no
@@ -97,8 +97,7 @@ def _orphaned(key: int, call: Call, error: OSError) -> int:
                 from lgss_keyring.front import witness
 
                 time.sleep(WITNESS_FIRST)
-                if not witness.has_answer(key, call):
-                    last_resort(key, error)
+                witness.answer_for_killed(key, call, "a signal", log_refusal)
             finally:
                 os._exit(1)
     except OSError:

@@ -39,9 +39,16 @@ def watch(server: int, key: int, call: Call, log_refusal: LogRefusal) -> None:
     """Wait for the process ``server``, which serves the upcall.  If it is killed before ``key`` has
     its answer, answer with EIO, and log that."""
     _, status = os.waitpid(server, 0)
-    if not os.WIFSIGNALED(status) or has_answer(key, call):
+    if os.WIFSIGNALED(status):
+        answer_for_killed(key, call, f"signal {os.WTERMSIG(status)}", log_refusal)
+
+
+def answer_for_killed(key: int, call: Call, cause: str, log_refusal: LogRefusal) -> None:
+    """Give ``key`` the answer EIO, if it has none, and log that ``cause`` has ended what served
+    it."""
+    if has_answer(key, call):
         return
-    reason = f"lgss_keyring was killed by signal {os.WTERMSIG(status)} before it had an answer"
+    reason = f"lgss_keyring was killed by {cause} before it had an answer"
     try:
         answer.update(key, answer.failure(errno.EIO), time.monotonic() + PATIENCE)
         if call.key_type == "user":

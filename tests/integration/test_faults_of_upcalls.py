@@ -80,8 +80,10 @@ def test_child_and_witness_killed_before_the_front_is_done(site: Site, user: Req
     main.write_text(main.read_text().replace(go_on, f"os.wait(); {go_on}"))
     with site.upcalls(program=program) as upcalls:
         answer = user.ask(upcalls.name(), user_callout())
-        assert payload.unpack(answer.data) == payload.FailurePayload(errno.ENOMEM, 0)
+        assert payload.unpack(answer.data) == payload.FailurePayload(errno.EIO, 0)
         assert answer.updated is not None and answer.updated < pace(1)
+        (event,) = upcalls.log("LGSS_ERROR=")
+        table.judge("killed", event["LGSS_ERRNO"], event["message"])
 
 
 def test_a_front_that_is_killed_after_it_instantiated_loses_nothing(site: Site, user: Requestor) -> None:
