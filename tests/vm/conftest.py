@@ -17,6 +17,7 @@ from handlers import handler as handler
 from handlers import parameter as parameter
 from handlers import rule as rule
 from lustre import nothing_left as nothing_left
+from lustre import patient_rule as patient_rule
 from lustre import server as server
 from lustre import ticket as ticket
 

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from server import WINDOW, Context, LustreServer
 from test_product import (
+    PROGRAM,
+    RULE,
     as_alice,
     callout_to_server,
     installed_rule,
@@ -129,6 +131,16 @@ def nothing_left() -> Iterator[None]:
     yield
     assert none_left(), processes()
     CONFIG.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def patient_rule() -> Iterator[None]:
+    """The installed rule with more time for the front: with a hundred upcalls at once a
+    mount's word comes late under TCG, and the front waits for it."""
+    before = RULE.read_text()
+    RULE.write_text(before.replace(f"{PROGRAM} ", f"{PROGRAM} --timeout 300 "))
+    yield
+    RULE.write_text(before)
 
 
 def configure(text: str) -> None:

@@ -90,7 +90,7 @@ def test_gssnull(server: LustreServer, flags: str, bits: int) -> None:
     assert len(context.request.token) == 8 and context.request.token[4:] == bytes([0, 0, 0, bits])
 
 
-def test_a_hundred_at_once_of_ten_users_and_root(server: LustreServer) -> None:
+def test_a_hundred_at_once_of_ten_users_and_root(server: LustreServer, patient_rule: None) -> None:
     """None lost, none wrong."""
     uids = [*range(61400, 61410), 0]
     for uid in uids[:-1]:

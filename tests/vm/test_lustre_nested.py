@@ -42,7 +42,9 @@ def test_root_context_from_within_a_write(server: LustreServer, ticket: None, ui
 
 
 @pytest.mark.parametrize("uid", [0, ALICE])
-def test_root_context_while_all_the_others_wait_for_the_server(ticket: None, uid: int) -> None:
+def test_root_context_while_all_the_others_wait_for_the_server(
+    ticket: None, patient_rule: None, uid: int
+) -> None:
     """One more upcall of that uid holds the nested one, and all of them are at work."""
     configure("[upcall]\ntimeout = 200\nmachine_wait = 60\n[lustre]\nreply_timeout = 200\n")
     go = threading.Event()
@@ -55,6 +57,7 @@ def test_root_context_while_all_the_others_wait_for_the_server(ticket: None, uid
 
     with (
         parameter("answer_limit_ms", 250000),
+        parameter("request_limit_ms", 250000),
         LustreServer(before=hold) as server,
         ThreadPoolExecutor(AT_WORK) as pool,
     ):
