@@ -41,7 +41,7 @@ class Failed(Record):
     cache: str = ""
 
     def located(self, settings: Config) -> Failed:
-        """The same with a hint that names the configuration's file, if it speaks of a section."""
+        """The same failure; if it names a section of the configuration, the hint names the file."""
         hint = settings.hint_with_path(self.reason, self.hint)
         return Failed(self.errno, self.major, self.kind, self.reason, hint, self.cache)
 

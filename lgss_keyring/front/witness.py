@@ -44,8 +44,8 @@ def watch(server: int, key: int, call: Call, log_refusal: LogRefusal) -> None:
 
 
 def answer_for_killed(key: int, call: Call, cause: str, log_refusal: LogRefusal) -> None:
-    """Give ``key`` the answer EIO, if it has none, and log that ``cause`` has ended what served
-    it."""
+    """Give ``key`` the answer EIO, if it has none, and log that ``cause`` has ended the process that
+    served it."""
     if has_answer(key, call):
         return
     reason = f"lgss_keyring was killed by {cause} before it had an answer"

@@ -1,7 +1,7 @@
 """What is wrong with krb5.conf, in words that name the file.
 
-libkrb5 names none, goes on without a file that is not there, and says of one that it may not
-read "Permission denied" and no more.
+libkrb5's errors do not name it.  libkrb5 goes on without a file that is missing, and for one that
+it may not read it says only "Permission denied".
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from lgss_keyring.formats.config import Krb5
 
-MAY_COME_OF_IT = frozenset({Kind.NO_TICKET, Kind.NO_CREDENTIAL, Kind.KDC_UNREACHABLE, Kind.KRB5_CONF})
-"""The failures that a krb5.conf which is not there can lead to."""
+OF_A_MISSING_FILE = frozenset({Kind.NO_TICKET, Kind.NO_CREDENTIAL, Kind.KDC_UNREACHABLE, Kind.KRB5_CONF})
+"""The kinds of failures that a missing krb5.conf can lead to."""
 
 
 def unusable(text: str) -> ConfigError:
@@ -36,13 +36,13 @@ def unusable(text: str) -> ConfigError:
 
 
 def with_missing_file(failure: Failed, settings: Krb5) -> Failed:
-    """``failure``, or what is behind it: that there is no krb5.conf where ``[krb5] config`` says,
-    or where it is looked for without that setting."""
+    """``failure``; or, if there is no krb5.conf where ``[krb5] config`` says (or in its usual place,
+    without that setting) and this can be the cause, a failure that says so."""
     names = (settings.config or identity.DEFAULT_KRB5_CONFIG).split(":")
-    if failure.kind not in MAY_COME_OF_IT or any(os.path.isfile(name) for name in names):
+    if failure.kind not in OF_A_MISSING_FILE or any(os.path.isfile(name) for name in names):
         return failure
     if not settings.config and failure.kind != Kind.KRB5_CONF:
-        return failure  # DNS can tell all that is needed
+        return failure  # DNS may have all that libkrb5 needs
     error = _unreadable(names) or ConfigError(
         f"cannot use krb5.conf {' or '.join(names)}: there is no such file (so: {failure.reason})",
         kind=Kind.KRB5_CONF,

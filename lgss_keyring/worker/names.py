@@ -132,7 +132,7 @@ def own_name(self_nid: int, config: Config) -> str:
 
 
 def own_name_source(self_nid: int, config: Config) -> str:
-    """Where :func:`own_name` has its answer from, for people."""
+    """The source that :func:`own_name` takes the name from, for people."""
     nid = Nid.from_int(self_nid)
     node = os.uname().nodename
     if self_nid and not is_no_host_address(nid) and nid.network_type in IPV4_TYPES:

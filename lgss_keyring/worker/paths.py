@@ -1,4 +1,4 @@
-"""Why a path is closed to this process."""
+"""Finding the folder that keeps this process from a file."""
 
 from __future__ import annotations
 

@@ -64,7 +64,9 @@ def look(given: Call) -> tuple[int, int]:
 
 def test_a_note_is_read_as_it_was_written(notes: Path) -> None:
     assert note(call()) == 2
-    assert look(call()) == (errno.ENOKEY, 1)
+    number, seconds = look(call())
+    # UNTIL is rounded to milliseconds, so 2 s may be left just after the note was written.
+    assert number == errno.ENOKEY and seconds in (1, 2)
     (path,) = notes.iterdir()
     assert path.stat().st_mode & 0o777 == 0o600 and path.name == "failed-1000"
 

@@ -1,7 +1,7 @@
-"""What keeps a user's default cache from being used, in words that help.
+"""Why a user's default cache cannot be used, with words that say what to do.
 
-libkrb5 says "No Kerberos credentials available" for most of it, and kinit(1), which the user
-would run then, does not cure it.
+libkrb5 says "No Kerberos credentials available" in most of these cases, and kinit(1), which the
+user would run then, does not help.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from lgss_keyring.worker.creds import cache_owner
 def before_use(name: bytes, uid: int) -> CredentialError | None:
     """Why libkrb5 must not, or cannot, open the default cache ``name`` as ``uid``; None if it may.
 
-    It is not there, or another user's, or in a folder that is closed.  A look at the name is
-    enough: nobody else can replace in a sticky folder what is this user's, and so the cache keeps
-    the service tickets that libkrb5 adds.  What is not there now must not be used either, since
-    anybody could make it before libkrb5 opens it.
+    It may be missing, or another user's, or in a folder that is closed.  A look at the name is
+    enough, because in a sticky folder nobody else can replace a file of this user's.  So libkrb5
+    may open the cache by its name, and add service tickets to it.  A file that is missing now must
+    not be used either: anybody could make it before libkrb5 opens it.
     """
     if not name:
         return None
@@ -64,8 +64,8 @@ def _foreign(name: bytes, path: str, status: os.stat_result, uid: int) -> Creden
 
 
 def behind_failure(context: krb5_library.Context, name: bytes, kind: str) -> CredentialError | None:
-    """What libkrb5 did not say of the cache ``name`` in its failure of ``kind``: whose ticket has
-    expired, and when; or that the cache's server does not run.  None: nothing more is known."""
+    """What libkrb5's failure of ``kind`` with the cache ``name`` does not say: whose ticket has
+    expired, and when; or that the cache's server does not run.  None if nothing more is known."""
     try:
         cache = krb5_library.cc_resolve(context, name)
         if kind != Kind.TICKET_EXPIRED:

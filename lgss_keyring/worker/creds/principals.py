@@ -75,20 +75,20 @@ class MachinePrincipals:
         own = self._realm.lower()
         try:
             realms = {
-                r
-                for parts, r in others
-                if r.lower() != own and self.fits(parts, self._realm, from_cache=False)
+                realm
+                for parts, realm in others
+                if realm.lower() != own and self.fits(parts, self._realm, from_cache=False)
             }
             hosts = {
                 parts[1].decode("utf-8", "replace")
-                for parts, r in others
-                if r.lower() == own and len(parts) > 1 and parts[0] in self._first_components
+                for parts, realm in others
+                if realm.lower() == own and len(parts) > 1 and parts[0] in self._first_components
             }
             if realms:
-                realm = sorted(realms)[0].decode("utf-8", "replace")
+                other = sorted(realms)[0].decode("utf-8", "replace")
                 return (
-                    f"the keytab is of realm {realm}: set default_realm of krb5.conf to it, "
-                    f"or -R {realm} in the request-key rule"
+                    f"the keytab is of realm {other}: set default_realm of krb5.conf to it, "
+                    f"or -R {other} in the request-key rule"
                 )
             if hosts:
                 host = self._host().decode("ascii", "replace")
