@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lgss_keyring.worker.creds import ticket_file
 from tests.support.realm import Realm
 from tests.support.requestor import Requestor
 from tests.support.site import AcceptorProcess, Site, Upcalls, machine_callout
@@ -28,7 +29,7 @@ OSS = machine_callout("r", lustre_service=2)
 
 def kept(folder: Path) -> list[Path]:
     """The files with tickets: the TGT's, and each service's after it."""
-    files = [path for path in folder.glob("*@LGSS.TEST.*") if path.suffix not in (".lock", ".new")]
+    files = [path for path in folder.glob("*@LGSS.TEST.*") if path.suffix != ".new"]
     return sorted(files, key=lambda path: "@localhost." in path.name)
 
 
@@ -190,7 +191,7 @@ def test_crash_while_the_ticket_was_written(
     cache.write_bytes(good[: len(good) // 2])
     established(root.ask(upcalls.name(), machine_callout()))
     assert len(cache.read_bytes()) > 300
-    assert sorted(p.suffix for p in private.glob("*@LGSS.TEST.*") if p not in files) == [".lock"] * 2
+    assert kept(private) == files == sorted(private.glob("*@LGSS.TEST.*"), key=files.index)
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["TGT", "service"])
@@ -200,8 +201,8 @@ def test_lock_that_somebody_keeps_is_not_waited_for(
     established(root.ask(upcalls.name(), machine_callout()))
     cache = kept(private)[which]
     cache.unlink()
-    with open(f"{cache}.lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with open(private / ticket_file.LOCKS, "r+b") as locks:
+        fcntl.lockf(locks, fcntl.LOCK_EX, 1, ticket_file.lock_place(str(cache)))
         started = time.monotonic()
         established(root.ask(upcalls.name(), machine_callout(), wait=pace(12)))
         assert 4 < time.monotonic() - started < pace(8)

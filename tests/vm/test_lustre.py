@@ -137,7 +137,7 @@ def test_parallel_mounts_make_one_as_exchange(server: LustreServer) -> None:
         "lustre_root/client.lgss.test@LGSS.TEST"
     }
     assert as_exchanges() == before + 1
-    kept = [path for path in PRIVATE.glob("*@LGSS.TEST.*") if path.suffix not in (".lock", ".new")]
+    kept = [path for path in PRIVATE.glob("*@LGSS.TEST.*") if path.suffix != ".new"]
     assert {path.stat().st_mode & 0o777 for path in kept} == {
         0o600
     } and PRIVATE.stat().st_mode & 0o777 == 0o700

@@ -187,7 +187,9 @@ class _Search:
             self._report("warning", f"no ticket can be kept in {directory} ({setting}): {error.strerror}")
             return self._from_kdc(keytab, principal)
         if lock is None:
-            self._report("debug", f"another upcall holds {file.path}.lock; not waiting for it any longer")
+            self._report(
+                "debug", f"another upcall holds the lock of {file.path}; not waiting for it any longer"
+            )
             return self._from_kdc(keytab, principal)
         try:
             tgt = self.kept_tgt(principal)

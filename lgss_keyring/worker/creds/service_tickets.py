@@ -124,7 +124,7 @@ class ServiceTickets:
             return
         if self._lock is None:
             self._lock_timed_out = True
-            text = f"another upcall holds {self._file.path}.lock; not waiting for it any longer"
+            text = f"another upcall holds the lock of {self._file.path}; not waiting for it any longer"
             self._report("debug", text)
 
     def _release(self) -> None:

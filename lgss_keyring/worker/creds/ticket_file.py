@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import os
 import stat
+import struct
 import time
 
 from lgss_keyring.worker import krb5_library, limits
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lgss_keyring.formats.outcome import Report
+
+
+LOCKS = "locks"
+"""The file, beside the tickets, on which all locks are: each on one byte of its own.  A file for each
+lock would let users fill /run, whose forged requests name one host after the other."""
+_FLOCK = struct.Struct("hhqqi4x")
+"""struct flock of fcntl(2): type, whence, start, length, pid."""
 
 
 class TicketFile:
@@ -57,16 +65,21 @@ class TicketFile:
         if why_not := _why_not_roots_alone(self._directory):
             raise OSError(errno.EPERM, why_not)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(f"{self.path}.lock", flags, 0o600)
+        descriptor = os.open(f"{self._directory}/{LOCKS}", flags, 0o600)
+        # Of the open file, not of the process: this one may hold a TGT's and a service's.
+        lock = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, lock_place(self.path), 1, 0)
         end = time.monotonic() + limits.LOCK_SECONDS
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
             except BlockingIOError:
                 if time.monotonic() > end:
                     os.close(descriptor)
                     return None
                 time.sleep(limits.LOCK_POLL_SECONDS)
+            except BaseException:
+                os.close(descriptor)
+                raise
             else:
                 return descriptor
 
@@ -90,6 +103,11 @@ class TicketFile:
     @staticmethod
     def _name(path: str) -> bytes:
         return b"FILE:" + os.fsencode(path)
+
+
+def lock_place(path: str) -> int:
+    """The byte of the file of locks that belongs to the tickets in ``path``."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:7], "big")
 
 
 def _why_not_roots_alone(directory: str) -> str:
