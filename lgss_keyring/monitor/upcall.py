@@ -188,8 +188,10 @@ class Upcall:
         word_due: Deadline | None = None
         if self._front.is_due:
             # The front's alarm ends it after --timeout: the word has to come before.
-            wait = min(float(settings.upcall.machine_wait), self._call.timeout - MARGIN)
-            word_due = Deadline(min(self._started + wait, deadline.at), wait, "[upcall] machine_wait")
+            wait, wait_setting = float(settings.upcall.machine_wait), "[upcall] machine_wait"
+            if self._call.timeout - MARGIN < wait:
+                wait, wait_setting = self._call.timeout - MARGIN, "--timeout in the request-key rule"
+            word_due = Deadline(min(self._started + wait, deadline.at), wait, wait_setting)
         answer = service.serve(
             request,
             settings,
