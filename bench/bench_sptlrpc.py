@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC
 
 from lgss_keyring import sptlrpc
+from tests.support import runs
 from tests.support.site import LOOPBACK_NID, Site
 
 BARS = {"lookup_us": 30.0, "sign_us": 25.0}
@@ -41,6 +42,7 @@ def median(work: Callable[[], object], rounds: int) -> float:
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Keep the figures in this file.")
 def main(json_file: Path | None) -> None:
     """Measure, print, and fail where a bar is missed."""
+    runs.begin()
     with (
         Site() as site,
         site.upcalls() as upcalls,

@@ -10,13 +10,13 @@ import json
 import shutil
 import statistics
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from tests.support import runs
 from tests.support.cgroup import Cgroup
 from tests.support.requestor import Requestor
 from tests.support.site import USER_UID, Site, Upcalls, user_callout
@@ -127,9 +127,10 @@ def row(name: str, values: list[float], unit: str) -> str:
 @click.option("--rounds", default=100, show_default=True, type=click.IntRange(2), help="Interleaved rounds.")
 def main(json_file: Path | None, rounds: int) -> None:
     """Measure upcalls on this machine's kernel; needs root."""
-    with tempfile.TemporaryDirectory() as directory, Site() as site:
+    runs.begin()
+    with Site() as site:
         site.kinit()
-        figures = measure_times(site, rounds, Path(directory))
+        figures = measure_times(site, rounds, site.stage.directory)
         figures |= measure_resources(site)
     click.echo(f"{'':34} {'median':>9} {'q1':>9} {'q3':>9} {'min':>9} {'max':>9}")
     click.echo(row("blocked: lgss_keyring (a)", figures["blocked"], "ms"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import requestor
+from tests.support import requestor, runs
 from tests.support.requestor import Requestor
 from tests.support.site import USER_UID, Site, Upcalls
 from tests.support.stage import CHECKOUT, Stage
@@ -25,9 +25,12 @@ from .library import talking as talking
 from .waiting import BARE_SECONDS, pace, upcall_processes, within
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if os.geteuid() != 0 and items:
         pytest.exit("the integration tests need root: they install request-key rules and change ids", 3)
+    for line in runs.remove_dead():
+        config.get_terminal_writer().line(line)
+    runs.end_by_exception()
 
 
 # An emulated machine, or upcalls that are measured: bars are ratios there.

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.stage import CHECKOUT, RULES
+from tests.support.runs import RULES
+from tests.support.stage import CHECKOUT
 
 PAGE = CHECKOUT / "docs/by-hand.md"
 READY, MORE = "ready> ", "more> "
 EXAMPLE_SERIAL = "234884109"
 """Stands on the page for what keyctl has just answered."""
-FOLDER = Path("/tmp/lgss-hand")  # as on the page
+FOLDER = Path("/var/lib/lgss-hand")  # as on the page
 RULE = RULES / "lgss-hand.conf"
 
 

@@ -8,13 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support import runs
 from tests.support.stage import CHECKOUT
 
 COMMAND = [sys.executable, "-m", "tests.support.demo"]
@@ -23,15 +23,15 @@ COMMAND = [sys.executable, "-m", "tests.support.demo"]
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where a demo makes its files: by this name those are known that it leaves behind."""
-    with tempfile.TemporaryDirectory(prefix="lgss-demo-") as name:
-        os.chmod(name, 0o755)  # its users must reach krb5.conf
-        monkeypatch.setenv("TMPDIR", name)
-        yield Path(name)
+    made = runs.folder("demo")
+    monkeypatch.setenv("LGSS_TESTS_FOLDER", str(made / "runs"))
+    yield made
+    runs.remove(made)
 
 
 def leftovers(folder: Path) -> set[str]:
     """What such a demo has left: folders, rules, processes. Not what others on this machine make."""
-    found = {str(path) for path in folder.iterdir()}
+    found = {str(path) for path in folder.rglob("*")}
     for path in Path("/etc/request-key.d").glob("lgss-test-*"):
         with contextlib.suppress(FileNotFoundError):
             if str(folder) in path.read_text():

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 from lgss_keyring.formats import payload
+from tests.support import runs
 from tests.support.installation import Installation, copy_checkout, upcalls_during
 from tests.support.requestor import Requestor
 from tests.support.site import USER_UID, Site, user_callout
 from tests.support.stage import CHECKOUT
 
 
-def test_installed_and_taken_away(site: Site, ticket: int, tmp_path: Path) -> None:
-    installation = Installation(tmp_path)
+@pytest.fixture
+def system() -> Iterator[Path]:
+    """A folder to install into that a rule may lead to."""
+    folder = runs.folder("system")
+    yield folder
+    runs.remove(folder)
+
+
+def test_installed_and_taken_away(site: Site, ticket: int, system: Path) -> None:
+    installation = Installation(system)
     installation.install()
     rule = installation.rule.read_text().splitlines()[-1].split()
     assert rule[:5] == ["create", "lgssc", "*", "*", "/usr/sbin/lgss_keyring"]
     assert rule[5:] == ["%o", "%k", "%t", "%d", "%c", "%u", "%g", "%T", "%P", "%S"]
     # No installation brings the rule for `user` keys.
-    assert len(list((tmp_path / "etc").rglob("*.conf"))) == 1
+    assert len(list((system / "etc").rglob("*.conf"))) == 1
     with site.upcalls(program=installation.program) as upcalls, Requestor(USER_UID) as user:
         answer = user.ask(upcalls.name(), user_callout())
         assert isinstance(payload.unpack(answer.data), payload.ContextPayload)
@@ -30,9 +41,9 @@ def test_installed_and_taken_away(site: Site, ticket: int, tmp_path: Path) -> No
     assert not installation.files()
 
 
-def test_no_upcall_is_lost_while_others_are_installed(site: Site, ticket: int, tmp_path: Path) -> None:
-    installation = Installation(tmp_path / "system")
-    broken = Installation(tmp_path / "system", copy_checkout(tmp_path / "broken"))
+def test_no_upcall_is_lost_while_others_are_installed(site: Site, ticket: int, system: Path) -> None:
+    installation = Installation(system)
+    broken = Installation(system, copy_checkout(system / "checkout"))
     (broken.checkout / "lgss_keyring/monitor/upcall.py").write_text("no Python\n")
     installation.install()
     works: list[Callable[[], object]] = [
@@ -54,13 +65,13 @@ def test_no_upcall_is_lost_while_others_are_installed(site: Site, ticket: int, t
 
 
 def test_upcall_that_began_with_the_old_installation_finds_its_modules(
-    site: Site, ticket: int, tmp_path: Path
+    site: Site, ticket: int, system: Path
 ) -> None:
     """The front of the old one is held up while a new one is installed."""
-    installation = Installation(tmp_path)
+    installation = Installation(system)
     installation.install()
     main = installation.program.resolve().parent / "lgss_keyring/front/main.py"
-    gate = tmp_path / "gate"
+    gate = system / "gate"
     # Before it loads anything but the first module.
     first = "from lgss_keyring.front import "
     held = f"import time\nwhile os.path.exists({str(gate)!r}): time.sleep(0.01)\n{first}"
@@ -77,7 +88,7 @@ def test_upcall_that_began_with_the_old_installation_finds_its_modules(
         assert isinstance(payload.unpack(answer.data), payload.ContextPayload), upcalls.log()
 
 
-def test_request_key_reads_no_rule_that_does_not_end_in_conf(site: Site, ticket: int, tmp_path: Path) -> None:
+def test_request_key_reads_no_rule_that_does_not_end_in_conf(site: Site, ticket: int) -> None:
     """The new rule beside an edited one, and a rule that is being written."""
     with site.upcalls() as upcalls:
         rule = upcalls.rule.path

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import realm as module
+from tests.support import runs
 from tests.support.realm import Realm, RealmError
 
 UID = 61235
@@ -120,16 +119,16 @@ def test_the_kdc_dies_with_a_killed_parent(tmp_path: Path) -> None:
             assert time.monotonic() < end
             time.sleep(0.01)
     finally:
-        shutil.rmtree(directory)  # a killed process cannot do it
+        runs.remove(Path(directory))  # a killed process cannot do it
 
 
-def test_a_missing_tool_names_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_tool_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.devnull)
     monkeypatch.setattr(module, "SBIN", ())
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = set(runs.FOLDER.glob(f"realm-{runs.tag()}-*"))
     with pytest.raises(RealmError, match="krb5-kdc"):
         Realm()
-    assert not list(tmp_path.iterdir())
+    assert set(runs.FOLDER.glob(f"realm-{runs.tag()}-*")) == before
 
 
 def test_a_failing_tool_says_why(realm: Realm) -> None:

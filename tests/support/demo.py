@@ -21,6 +21,7 @@ from lgss_keyring.formats.crypto import tokens
 from lgss_keyring.formats.errors import LgssError
 from lgss_keyring.formats.nid import Nid
 from lgss_keyring.formats.payload import ContextPayload, Krb5Context, unpack
+from tests.support import runs
 from tests.support.realm import RealmError
 from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
 from tests.support.stage import CHECKOUT, TestingError
@@ -231,6 +232,8 @@ def main() -> int:
     if os.geteuid() != 0:
         say("make demo needs root: it installs a request-key rule, and acts as two users")
         return 1
+    for line in runs.remove_dead():
+        say(line)
     established = failed = 0
     with ExitStack() as stack:
         try:

@@ -13,11 +13,12 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support import runs
 
 SBIN = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 PACKAGES = {
@@ -52,11 +53,10 @@ class Realm:
 
     def __init__(self, name: str = "LGSS.TEST", enctypes: Sequence[str] | None = None) -> None:
         self.name = name
-        self.directory = Path(tempfile.mkdtemp(prefix="lgss-realm-"))
+        self.directory = runs.folder("realm")
         self._kdc: subprocess.Popen[bytes] | None = None
         self._principals: set[str] = set()
         try:
-            self.directory.chmod(0o755)
             self.ccaches = self.directory / "ccaches"
             self.ccaches.mkdir()
             self.ccaches.chmod(0o1777)
@@ -222,7 +222,7 @@ class Realm:
     def close(self) -> None:
         """End the KDC and remove all files."""
         self.stop_kdc()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        runs.remove(self.directory)
 
     def __enter__(self) -> Realm:
         return self

@@ -14,13 +14,13 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lgss_keyring.formats.callout import format_callout
+from tests.support import runs
 from tests.support.realm import Realm
 from tests.support.stage import Rule, Stage, TestingError
 
@@ -91,10 +91,8 @@ class Site:
     """Seconds for connect_timeout and reply_timeout; a slow machine needs more."""
 
     def __init__(self, enctypes: list[str] | None = None) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="lgss-site-")
-        self.directory = Path(self._directory.name)
-        self.directory.chmod(0o755)
-        self._close: list[Any] = [self._directory.cleanup]
+        self.directory = runs.folder("site")
+        self._close: list[Any] = [lambda: runs.remove(self.directory)]
         try:
             self.realm = Realm(enctypes=enctypes) if enctypes else Realm()
             self._close.append(self.realm.close)

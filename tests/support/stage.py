@@ -1,33 +1,34 @@
 """An installation of the checkout for a while, and the rule that leads to it.
 
 A stage has the layout of ``make install``, so what tests, demo and bench run is what
-a user runs: one folder with the front, the package and its dependencies, the last
-two as links.  The interpreter cannot be named in the rule instead: request-key(8)
-passes its base name as argv[0], and it would not find its own library (docs/protocol.md 1).
+a user runs: one folder with the front, the package and its dependencies.  All of them
+are copies: a rule that outlives its run must not lead root into a checkout, which may
+go, so that others could make its path again (:mod:`.runs`).  The interpreter cannot be
+named in the rule instead: request-key(8) passes its base name as argv[0], and it would
+not find its own library (docs/protocol.md 1).
 """
 
 from __future__ import annotations
 
 import compileall
 import os
+import re
 import shutil
 import sys
 import sysconfig
 import tempfile
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import lgss_keyring
+from tests.support import runs
+from tests.support.runs import RULE_PREFIX, RULES
+from tests.support.runs import TestingError as TestingError
 
 PACKAGE = Path(lgss_keyring.__file__).parent
 CHECKOUT = PACKAGE.parent
-RULES = Path("/etc/request-key.d")
 TEMPLATE = CHECKOUT / "request-key.d" / "lgss-user.conf.in"
-
-
-class TestingError(Exception):
-    """Something that tests, demo or bench need is not as they need it."""
-
-    __test__ = False
 
 
 class Stage:
@@ -38,9 +39,7 @@ class Stage:
     """
 
     def __init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="lgss-stage-"))
-        # Root's upcall runs from here: nobody else may change it.
-        self.directory.chmod(0o755)
+        self.directory = runs.folder("stage")
         self.program = self.directory / "lgss_keyring.py"
         try:
             self._fill()
@@ -53,14 +52,19 @@ class Stage:
 
     def _fill(self) -> None:
         self.write_front(CHECKOUT / "lgss_keyring.py", self.program)
-        (self.directory / "lgss_keyring").symlink_to(PACKAGE)
-        for entry in Path(sysconfig.get_paths()["platlib"]).iterdir():
-            target = self.directory / entry.name
-            wanted = entry.name.startswith("_cffi") or not entry.name.startswith(("_", "."))
-            if wanted and not target.exists():
-                target.symlink_to(entry)
         # What `make install` does as well: no upcall should be the one that compiles.
         compileall.compile_dir(str(PACKAGE), quiet=2, maxlevels=4)
+        if "COVERAGE_PROCESS_START" in os.environ:
+            # The report is about the checkout's files.
+            (self.directory / "lgss_keyring").symlink_to(PACKAGE)
+        else:
+            shutil.copytree(PACKAGE, self.directory / "lgss_keyring")
+        library = Path(sysconfig.get_paths()["platlib"])
+        for name in _dependencies():
+            if (library / name).is_dir():
+                shutil.copytree(library / name, self.directory / name)
+            else:
+                shutil.copy2(library / name, self.directory / name)
 
     @staticmethod
     def write_front(source: Path, program: Path, interpreter: str | None = None) -> None:
@@ -82,7 +86,7 @@ class Stage:
         for entry in self.directory.iterdir():
             if entry.name not in (name, "lgss_keyring", "lgss_keyring.py"):
                 (folder / entry.name).symlink_to(entry)
-        for entry in PACKAGE.iterdir():
+        for entry in (self.directory / "lgss_keyring").iterdir():
             if entry.name not in ("front", "__pycache__"):
                 (package / entry.name).symlink_to(entry)
         shutil.copytree(PACKAGE / "front", package / "front", ignore=shutil.ignore_patterns("__pycache__"))
@@ -98,13 +102,33 @@ class Stage:
 
     def close(self) -> None:
         """Remove the folder."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        runs.remove(self.directory)
 
     def __enter__(self) -> Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _dependencies() -> set[str]:
+    """The names in this interpreter's library of all that the package needs (pyproject.toml), and
+    what that needs.  What is not installed is for other platforms."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    wanted, found, names = list(project["dependencies"]), set(), set()
+    while wanted:
+        requirement = wanted.pop()
+        match = re.match(r"[\w.-]+", requirement)
+        if match is None or "extra ==" in requirement or match[0] in found:
+            continue
+        found.add(match[0])
+        try:
+            distribution = metadata.distribution(match[0])
+        except metadata.PackageNotFoundError:
+            continue
+        wanted += distribution.requires or []
+        names |= {file.parts[0] for file in distribution.files or []}
+    return names - {"..", "__pycache__"}
 
 
 def _measurement() -> str:
@@ -123,7 +147,7 @@ class Rule:
     ``pattern`` (request-key.conf(5)); a context manager that takes it away.
 
     ``key_type`` other than "user" or ``told_type`` (what is passed for %t) are for
-    tests.  Never replaces a file that is there.
+    tests.  Never replaces a file that is there, and leads to no program that others could replace.
     """
 
     def __init__(
@@ -140,6 +164,7 @@ class Rule:
             raise TestingError("only root can install a request-key rule; run this as root")
         if not os.access("/sbin/request-key", os.X_OK):
             raise TestingError("/sbin/request-key is missing; install the package keyutils")
+        runs.refuse_writable(program)
         text = TEMPLATE.read_text()
         text = text.replace("@PATTERN@", pattern).replace("@PROGRAM@", str(program))
         text = text.replace("@OPTIONS@ ", f"{options} " if options else "")
@@ -147,7 +172,7 @@ class Rule:
         if arguments is not None:
             text = text[: text.index("%o")] + arguments + "\n"
         RULES.mkdir(exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix="lgss-test-", suffix=".conf", dir=RULES)
+        descriptor, name = tempfile.mkstemp(prefix=f"{RULE_PREFIX}{runs.tag()}-", suffix=".conf", dir=RULES)
         self.path = Path(name)
         with os.fdopen(descriptor, "w") as file:
             file.write(text)

@@ -1,0 +1,111 @@
+"""A run of demo, bench or tests that is killed leaves a rule: it leads nobody to root, and goes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import runs
+from tests.support.runs import RULE_PREFIX, RULES
+from tests.support.stage import CHECKOUT, Rule, TestingError
+
+from .waiting import within
+
+COMMANDS = {
+    "demo": ["-m", "tests.support.demo"],
+    "bench": ["bench/bench_upcall.py", "--rounds", "1000"],
+    "tests": ["-m", "pytest", "-p", "no:cacheprovider", "-x", "tests/integration/test_upcall.py"],
+}
+
+
+class Run:
+    """One of them, started, and up to its first rule."""
+
+    def __init__(self, name: str, output: Path) -> None:
+        environment = {**os.environ, "KEEP": "1", "PYTHONUNBUFFERED": "1"}
+        self.output = output
+        with output.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, *COMMANDS[name]],
+                cwd=CHECKOUT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=file,
+            )
+        assert within(60, self.rules), output.read_text()
+
+    def rules(self) -> list[Path]:
+        return list(RULES.glob(f"{RULE_PREFIX}{self.process.pid}-*.conf"))
+
+    def folders(self) -> list[Path]:
+        return list(runs.FOLDER.glob(f"*-{self.process.pid}-*"))
+
+    def end(self, number: int) -> None:
+        self.process.send_signal(number)
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+def written(rule: Path) -> str:
+    """The rule's line, once it is there."""
+    end = time.monotonic() + 5
+    while not rule.read_text() and time.monotonic() < end:
+        time.sleep(0.01)
+    return rule.read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_killed_run_leads_nobody_to_root_and_the_next_start_is_clean(name: str, tmp_path: Path) -> None:
+    killed = Run(name, tmp_path / "killed")
+    rule = killed.rules()[0]
+    words = written(rule).split()
+    named = [Path(word) for word in words[4:] if word.startswith("/")]
+    assert len(named) == 2  # program and configuration
+    killed.end(signal.SIGKILL)
+    for path in named:
+        assert runs.FOLDER in path.parents
+        runs.refuse_writable(path)
+    # Nor does the program lead anywhere else.
+    assert not [path for path in named[0].parent.rglob("*") if path.is_symlink()]
+    was_there = rule.exists()  # another run may have removed it by now
+    following = Run(name, tmp_path / "following")
+    assert not killed.rules() and not killed.folders()
+    if was_there:
+        assert f"removed {rule}, which a run that has ended left behind" in following.output.read_text()
+    assert following.rules() and following.folders()
+    # Ended in an orderly way it cleans up itself.
+    following.end(signal.SIGTERM)
+    assert not following.rules() and not following.folders(), following.output.read_text()
+
+
+def test_a_living_run_keeps_what_it_has(tmp_path: Path) -> None:
+    ours = runs.folder("test")
+    try:
+        assert not [line for line in runs.remove_dead() if str(ours) in line]
+        assert ours.exists() and not runs.is_dead(ours)
+    finally:
+        runs.remove(ours)
+
+
+def test_dead_is_what_no_process_of_that_start_and_boot_has_made() -> None:
+    tag = runs.tag()
+    pid, start, boot = tag.split("-")
+    assert not runs.is_dead(Path(f"lgss-test-{tag}-abc.conf"))
+    assert runs.is_dead(Path(f"lgss-test-{pid}-{int(start) + 1}-{boot}-abc.conf"))
+    assert runs.is_dead(Path(f"stage-{pid}-{start}-00000000-abc"))
+    assert runs.is_dead(Path(f"stage-4194305-{start}-{boot}-abc"))
+
+
+def test_no_rule_leads_to_a_program_that_others_could_make_again(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.touch()
+    with pytest.raises(TestingError, match="/tmp may be written by others"):
+        Rule("lgss:none:*", program)
