@@ -20,7 +20,11 @@ except Exception as error:
     import syslog
 
     syslog.openlog("lgss_keyring", syslog.LOG_PID, syslog.LOG_AUTHPRIV)
-    syslog.syslog(syslog.LOG_ERR, f"{type(error).__name__}: {error}; reinstall lgss_keyring")
+    line = f"{type(error).__name__}: {error}; reinstall lgss_keyring"
+    syslog.syslog(syslog.LOG_ERR, line)
+    if not os.path.exists("/dev/log"):
+        with open("/dev/kmsg", "w") as kmsg:
+            kmsg.write(f"<{syslog.LOG_AUTHPRIV | syslog.LOG_ERR}>lgss_keyring: {line}")
     os._exit(1)
 
 

@@ -140,7 +140,7 @@ def _child(
         if front.is_due:
             number, _ = refusal.cause(error)
             front.reject(number, answer.FAILURE_LIFE)
-        refusal.last_resort(key, error)
+        refusal.last_resort(key, call, error)
     finally:
         os._exit(0)
 

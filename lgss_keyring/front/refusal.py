@@ -127,7 +127,7 @@ def instantiated(key: int, call: Call, log_refusal: LogRefusal) -> bool:
     return True
 
 
-def last_resort(key: int, error: BaseException) -> None:
+def last_resort(key: int, call: Call, error: BaseException) -> None:
     """Answer the key when nothing better can be done: with ELIBACC if the package cannot be
     loaded, with ENOMEM if there is no memory, or no process, to load it with."""
     number, advice = cause(error)
@@ -137,10 +137,24 @@ def last_resort(key: int, error: BaseException) -> None:
     except OSError:
         pass  # nobody waits for this key; the line below tells what happened
     finally:
-        import syslog
+        _say(f"key {key}: {type(error).__name__}: {error}; {advice} | LGSS_REQUESTOR={call.requestor}")
 
-        syslog.openlog("lgss_keyring", syslog.LOG_PID, syslog.LOG_AUTHPRIV)
-        syslog.syslog(syslog.LOG_ERR, f"key {key}: {type(error).__name__}: {error}; {advice}")
+
+def _say(text: str) -> None:
+    """Log an error to syslog, or to the kernel's log where that does not run."""
+    import syslog
+
+    syslog.openlog("lgss_keyring", syslog.LOG_PID, syslog.LOG_AUTHPRIV)
+    syslog.syslog(syslog.LOG_ERR, text)
+    if os.path.exists("/dev/log"):
+        return
+    line = f"<{syslog.LOG_AUTHPRIV | syslog.LOG_ERR}>lgss_keyring[{os.getpid()}]: {text:.900}\n"
+    try:
+        descriptor = os.open("/dev/kmsg", os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        os.write(descriptor, line.encode("ascii", "backslashreplace"))
+        os.close(descriptor)
+    except OSError:
+        pass  # there is no other place where this could be reported
 
 
 def cause(error: BaseException) -> tuple[int, str]:

@@ -11,6 +11,10 @@ of a hundred other upcalls."""
 LOG_MESSAGE = 2000
 """Characters of a message in the log."""
 
+LOG_KMSG = 900
+"""Characters of a message in the kernel's log: a record of 1024 bytes with what is before it
+(/dev/kmsg refuses longer ones)."""
+
 LOG_FIELD = 200
 """Characters of the value of a field in the log."""
 

@@ -1,10 +1,11 @@
 """One line for each event, where an administrator looks for it.
 
 A line goes to the journal by its native protocol, with fields to filter by.  Where there is no
-journal it goes to syslog (authpriv), if there is one.  It also goes to a file if the
-configuration names one.  Neither :mod:`logging` nor :mod:`syslog` is used: the first costs 10 ms
-to import, and both block on a daemon that has stopped reading.  A negotiated context must not
-wait for that.  Here a send gives up at once, or after :data:`PATIENCE` when the key has its answer.
+journal it goes to syslog (authpriv), and where there is neither, to the kernel's log (/dev/kmsg).
+It also goes to a file if the configuration names one.  Neither :mod:`logging` nor :mod:`syslog`
+is used: the first costs 10 ms to import, and both block on a daemon that has stopped reading.  A
+negotiated context must not wait for that.  Here a send gives up at once, or after :data:`PATIENCE`
+when the key has its answer.
 
 What is logged may come from a hostile user (docs/security.md), so every value is reduced to
 printable ASCII and cut: no value can forge a line or a field.  And anybody can cause events, so
@@ -21,6 +22,7 @@ from lgss_keyring.system import limits
 
 JOURNAL = "/run/systemd/journal/socket"
 SYSLOG = "/dev/log"
+KMSG = "/dev/kmsg"
 IDENTIFIER = "lgss_keyring"
 FOLDER = "/run/lgss"
 """Where lines are counted, unless ``[krb5] ccache_directory`` says otherwise."""
@@ -42,13 +44,23 @@ def printable(text: str, limit: int = limits.LOG_MESSAGE) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def _with_tail(message: str, tail: str) -> str:
+    """``message`` with the fields ``tail`` behind a bar; the message keeps none, so that nobody's
+    text passes for a field."""
+    message = message.replace("|", "\\x7c")
+    return f"{message} | {tail}" if tail else message
+
+
 class Log:
     """Where the events of one request go.  No method raises.
 
     ``level``
         the least urgent name of :data:`LEVELS` that is still written.
     ``path``
-        a file to append to, made with mode 0600; empty: none.
+        a file to append to, made with mode 0600; empty: none.  That it cannot be written is
+        told once, by journal, syslog or the kernel's log.
+    ``journal``, ``syslog``, ``kmsg``
+        the sockets and the device of these; the first that is there gets the line.
     ``started``
         the time.monotonic() that events count from; default: now.
     ``folder``
@@ -71,6 +83,7 @@ class Log:
         syslog: str = SYSLOG,
         started: float | None = None,
         folder: str = FOLDER,
+        kmsg: str = KMSG,
     ) -> None:
         self.level = LEVELS.get(level, 6)
         self.path = path
@@ -79,6 +92,8 @@ class Log:
         """Seconds that an event may wait for a full journal or syslog."""
         self._journal = journal
         self._syslog = syslog
+        self._kmsg = kmsg
+        self._file_has_failed = False
         self._started = time.monotonic() if started is None else started
         self._folder = folder
 
@@ -125,11 +140,26 @@ class Log:
         values["ms"] = f"{(time.monotonic() - self._started) * 1000:.1f}"
         named = {f"LGSS_{name.upper()}": printable(value, limits.LOG_FIELD) for name, value in values.items()}
         message = printable(message)
-        priority = LEVELS[level]
-        if not self._to_journal(priority, message, named):
-            self._to_syslog(priority, message)
-        if self.path:
+        self._to_system(LEVELS[level], message, named)
+        if not self.path:
+            return
+        try:
             self._to_file(level, message, named)
+        except OSError as error:
+            if not self._file_has_failed:
+                self._file_has_failed = True
+                text = f"cannot write the log file {self.path} ([log] file): {error.strerror}"
+                self._to_system(LEVELS["warning"], printable(text), named)
+
+    def _to_system(self, priority: int, message: str, fields: dict[str, str]) -> None:
+        if self._to_journal(priority, message, fields):
+            return
+        # The two others have no fields: the most useful ones go into the text.
+        who = " ".join(
+            f"{name}={fields[name]}" for name in ("LGSS_REQUESTOR", "LGSS_ERROR") if name in fields
+        )
+        if not self._to_syslog(priority, _with_tail(message, who)):
+            self._to_kmsg(priority, message, who)
 
     def _to_journal(self, priority: int, message: str, fields: dict[str, str]) -> bool:
         # One FIELD=value a line, as values hold no newline (systemd's "Native
@@ -138,27 +168,39 @@ class Log:
         lines += [f"{name}={value}" for name, value in fields.items()]
         return self._send(self._journal, "\n".join(lines) + "\n")
 
-    def _to_syslog(self, priority: int, message: str) -> None:
+    def _to_syslog(self, priority: int, message: str) -> bool:
         stamp = time.strftime("%b %e %H:%M:%S")
-        self._send(self._syslog, f"<{_AUTHPRIV | priority}>{stamp} {IDENTIFIER}[{os.getpid()}]: {message}")
+        text = f"<{_AUTHPRIV | priority}>{stamp} {IDENTIFIER}[{os.getpid()}]: {message}"
+        return self._send(self._syslog, text)
+
+    def _to_kmsg(self, priority: int, message: str, tail: str) -> None:
+        # The kernel's log is small: steps would push out what the kernel has said.
+        if priority >= LEVELS["debug"]:
+            return
+        message = _with_tail(printable(message, limits.LOG_KMSG - len(tail)), tail)
+        text = f"<{_AUTHPRIV | priority}>{IDENTIFIER}[{os.getpid()}]: {message}\n"
+        try:
+            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(self._kmsg, flags)
+            try:
+                os.write(descriptor, text.encode("ascii"))
+            finally:
+                os.close(descriptor)
+        except OSError:
+            pass  # there is no other place where anything could be reported
 
     def _to_file(self, level: str, message: str, fields: dict[str, str]) -> None:
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now)) + f".{int(now * 1000) % 1000:03d}"
         tail = " ".join(f"{name}={value.replace(' ', '_')}" for name, value in fields.items())
-        # The bar separates, so the message has none: the fields behind it are ours.
-        message = message.replace("|", "\\x7c")
-        line = f"{stamp} {IDENTIFIER}[{os.getpid()}] {level}: {message} | {tail}\n"
+        line = f"{stamp} {IDENTIFIER}[{os.getpid()}] {level}: {_with_tail(message, tail)}\n"
+        # Root writes here, so no link is followed.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(self.path, flags, 0o600)
         try:
-            # Root writes here, so no link is followed.
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            descriptor = os.open(self.path, flags, 0o600)
-            try:
-                os.write(descriptor, line.encode("ascii"))
-            finally:
-                os.close(descriptor)
-        except OSError:
-            pass  # there is no other place where this could be reported
+            os.write(descriptor, line.encode("ascii"))
+        finally:
+            os.close(descriptor)
 
     def _send(self, path: str, text: str) -> bool:
         try:

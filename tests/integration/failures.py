@@ -39,7 +39,7 @@ def failed(
     event = upcalls.events(answer.key)[-1]
     assert (event.get("LGSS_ERROR"), event.get("LGSS_ERRNO")) == (kind, errno.errorcode[number]), event
     assert decoded.rpc_error == number, os.strerror(decoded.rpc_error)
-    assert event["level"] == "warning"
+    assert event["level"] == "warning" and event["LGSS_REQUESTOR"].isdecimal()
     assert str(answer.key) in event["message"] and words in event["message"], event["message"]
     table.judge(kind, event["LGSS_ERRNO"], event["message"])
     assert answer.updated is not None and answer.updated < pace(limit)
@@ -59,6 +59,7 @@ def _line_of_a_rejection(upcalls: Upcalls, kind: str, number: str, words: str) -
 
     assert within(1, lambda: lines()), upcalls.log("LGSS_ERROR=")
     event = lines()[-1]
+    assert event["LGSS_REQUESTOR"].isdecimal()
     _judged.add((event["time"], event["message"]))
     assert words in event["message"], event["message"]
     return event["message"]

@@ -7,16 +7,21 @@ error within a second, the log says why, and nothing is left (the fixture nothin
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from lgss_keyring.formats import payload
+from lgss_keyring.system import log
 from tests.support import table
 from tests.support.requestor import Requestor
 from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
 
 from .failures import ANSWERED, callers, failed
-from .waiting import pace
+from .waiting import pace, within
 
 pytestmark = pytest.mark.vm
 
@@ -40,6 +45,7 @@ def test_wrong_arguments(site: Site, user: Requestor, arguments: str, words: str
         callers.append(answer.blocked)
         (event,) = upcalls.log("LGSS_ERROR=bad-arguments")
     assert words in event["message"]
+    assert event["LGSS_REQUESTOR"] == str(USER_UID)
     table.judge("bad-arguments", event["LGSS_ERRNO"], event["message"])
 
 
@@ -102,7 +108,14 @@ def with_field(index: int, text: str) -> str:
     ],
 )
 def test_malformed_callout(upcalls: Upcalls, user: Requestor, callout: str | bytes, words: str) -> None:
-    failed(user.ask(upcalls.name(), callout), upcalls, errno.EINVAL, "bad-request", words)
+    answer = user.ask(upcalls.name(), callout)
+    failed(answer, upcalls, errno.EINVAL, "bad-request", words)
+    assert requestors(upcalls) == {str(USER_UID)}
+
+
+def requestors(upcalls: Upcalls) -> set[str | None]:
+    """The requestors that the lines with an error name."""
+    return {event.get("LGSS_REQUESTOR") for event in upcalls.log() if "LGSS_ERROR" in event}
 
 
 def test_nul_ends_the_callout(upcalls: Upcalls, user: Requestor) -> None:
@@ -126,6 +139,8 @@ def test_hostile_text_cannot_forge_a_log_line(upcalls: Upcalls, user: Requestor)
 def test_another_uid_is_refused(upcalls: Upcalls, user: Requestor) -> None:
     answer = user.ask(upcalls.name(), user_callout(0))
     failed(answer, upcalls, errno.EACCES, "refused", f"uid {USER_UID} may not ask for a context of uid 0")
+    (event,) = [event for event in upcalls.log() if "LGSS_ERROR" in event]
+    assert (event["LGSS_REQUESTOR"], event["LGSS_UID"]) == (str(USER_UID), "0")
 
 
 @pytest.mark.parametrize("flags", ["r", "m", "o", "rmo"])
@@ -147,15 +162,62 @@ def test_pid_of_nobody(upcalls: Upcalls, user: Requestor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "mode"),
-    [("[log]\nfiel = 'x'\n", 0o644), ("not toml", 0o644), ("", 0o666)],
-    ids=["key", "toml", "mode"],
+    ("text", "mode", "words"),
+    [
+        ("[log]\nfiel = 'x'\n", 0o644, "unknown key fiel"),
+        ("not toml", 0o644, "line 1"),
+        ("", 0o666, "others may write it"),
+        ("[krb5]\nkeytab = ''\n", 0o644, "[krb5] keytab: it is empty"),
+        ("[krb5]\nkeytab = 'krb5.keytab'\n", 0o644, "[krb5] keytab: an absolute path is needed"),
+        ("[hosts]\n'192.0.2.5@tpc' = 'mds1'\n", 0o644, "'192.0.2.5@tpc' is no NID"),
+        ("[hosts]\n'192.0.2.5@tcp' = 'mds 1'\n", 0o644, "a host name in quotes is needed"),
+    ],
+    ids=["key", "toml", "mode", "empty", "relative", "nid", "host"],
 )
-def test_bad_configuration(site: Site, user: Requestor, text: str, mode: int) -> None:
-    with site.upcalls() as upcalls:
+def test_bad_configuration(site: Site, user: Requestor, text: str, mode: int, words: str) -> None:
+    with site.upcalls() as upcalls, kernel_log() as said:
         upcalls.config_file.write_text(text)
         upcalls.config_file.chmod(mode)
         answer = user.ask(upcalls.name(), user_callout())
+        line = said(f"key {answer.key}: ")
     assert payload.unpack(answer.data) == payload.FailurePayload(errno.EINVAL, 0)
     callers.append(answer.blocked)
     assert answer.updated is not None and answer.updated < pace(ANSWERED)
+    if line:
+        table.judge("config", "EINVAL", line)
+        assert str(upcalls.config_file) in line and words in line and "defect" not in line
+        assert line.endswith(f" | LGSS_REQUESTOR={USER_UID} LGSS_ERROR=config")
+
+
+def test_log_file_that_cannot_be_written(site: Site, user: Requestor, tmp_path: Path) -> None:
+    """It is told where lines go anyway, once for each upcall."""
+    with site.upcalls({"log": {"file": str(tmp_path)}}) as upcalls, kernel_log() as said:
+        answer = user.ask(upcalls.name(), user_callout())
+        assert isinstance(payload.unpack(answer.data), payload.ContextPayload)
+        line = said(f"cannot write the log file {tmp_path} ([log] file): Is a directory")
+        assert not line or line.endswith(f" | LGSS_REQUESTOR={USER_UID}")
+
+
+@contextmanager
+def kernel_log() -> Iterator[Callable[[str], str]]:
+    """A function that gives the one line with a text that the kernel's log has got meanwhile.
+    Empty on a machine whose journal or syslog has the lines: unit tests have that."""
+    if os.path.exists(log.JOURNAL) or os.path.exists(log.SYSLOG) or not os.access(log.KMSG, os.R_OK):
+        yield lambda text: ""
+        return
+    with open(log.KMSG, "rb", buffering=0) as kernel:
+        os.set_blocking(kernel.fileno(), False)
+        os.lseek(kernel.fileno(), 0, os.SEEK_END)
+        lines: list[str] = []
+
+        def find(text: str) -> str:
+            def found() -> list[str]:
+                while (record := kernel.read(8192)) is not None:
+                    lines.append(record.decode().partition(";")[2].partition("\n")[0])
+                return [line for line in lines if text in line]
+
+            assert within(2, found), lines
+            (line,) = found()
+            return line
+
+        yield find

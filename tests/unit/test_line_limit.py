@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def new_log(folder: Path, log_level: str = "info", /, **fields: object) -> Log:
-    log = Log(log_level, str(folder / "log"), NONE, NONE, folder=str(folder / "lgss"))
+    log = Log(log_level, str(folder / "log"), NONE, NONE, folder=str(folder / "lgss"), kmsg=NONE)
     log.bind(**fields)
     return log
 

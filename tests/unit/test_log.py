@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from lgss_keyring.system.log import Log, printable
 
+NONE = "/nonexistent/log"
+
 
 def receiver(path: Path) -> socket.socket:
     server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -44,16 +46,68 @@ def test_syslog_is_used_where_there_is_no_journal(tmp_path: Path) -> None:
     assert line.startswith(f"<{10 * 8 + 3}>") and line.endswith(f"lgss_keyring[{os.getpid()}]: broken")
 
 
+def test_the_kernels_log_is_used_where_there_is_neither(tmp_path: Path) -> None:
+    kmsg = tmp_path / "kmsg"
+    kmsg.touch()
+    log = Log("debug", "", NONE, NONE, kmsg=str(kmsg))
+    log.bind(requestor=0)
+    log.event("debug", "a step")  # would push out what the kernel has said
+    log.event("warning", "uid 5 | LGSS_REQUESTOR=7 " + "x" * 1500, error="no-ticket")
+    line = kmsg.read_text()
+    assert line.startswith(f"<{10 * 8 + 4}>lgss_keyring[{os.getpid()}]: uid 5 \\x7c LGSS_REQUESTOR=7 xxx")
+    assert line.endswith("... | LGSS_REQUESTOR=0 LGSS_ERROR=no-ticket\n") and line.count("\n") == 1
+    assert len(line) < 976  # /dev/kmsg refuses records of more than 1024 bytes with the kernel's own prefix
+    with receiver(tmp_path / "syslog") as syslog:
+        Log("info", "", NONE, str(tmp_path / "syslog"), kmsg=str(kmsg)).event("error", "broken")
+        assert syslog.recv(4096).endswith(b"broken")
+    assert kmsg.read_text() == line
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/kmsg"), reason="needs root and /dev/kmsg")
+def test_the_kernel_takes_the_longest_line(tmp_path: Path) -> None:
+    with open("/dev/kmsg", "rb", buffering=0) as kernel:
+        os.set_blocking(kernel.fileno(), False)
+        os.lseek(kernel.fileno(), 0, os.SEEK_END)
+        log = Log("info", "", NONE, NONE)
+        log.bind(requestor=0)
+        log.event("info", f"{tmp_path} is tested " + "x" * 3000, error="y" * 3000)
+        record = kernel.read(8192).decode()
+    assert f"{tmp_path} is tested xxx" in record and "LGSS_REQUESTOR=0 LGSS_ERROR=yyy" in record
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "nowhere"])
+def test_a_log_file_that_cannot_be_written_is_told_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "log"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        path = tmp_path / "none" / "log"
+    with receiver(tmp_path / "journal") as journal:
+        log = Log("info", str(path), str(tmp_path / "journal"), NONE, kmsg=NONE)
+        log.bind(requestor=0)
+        for _ in range(3):
+            log.event("info", "hello")
+        lines = [journal.recv(4096).decode() for _ in range(4)]
+        journal.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            journal.recv(1)
+    assert sum("MESSAGE=hello\n" in line for line in lines) == 3
+    (told,) = [line for line in lines if f"MESSAGE=cannot write the log file {path} ([log] file): " in line]
+    assert "PRIORITY=4\n" in told and "LGSS_REQUESTOR=0\n" in told
+
+
 def test_a_full_journal_does_not_block(tmp_path: Path) -> None:
     with receiver(tmp_path / "journal"):
-        log = Log("info", "", str(tmp_path / "journal"), str(tmp_path / "none"))
+        log = Log("info", "", str(tmp_path / "journal"), str(tmp_path / "none"), kmsg=NONE)
         for _ in range(2000):
             log.event("error", "x" * 1000)
 
 
 def test_a_patient_event_waits_for_a_busy_journal(tmp_path: Path) -> None:
     with receiver(tmp_path / "journal") as journal:
-        log = Log("info", "", str(tmp_path / "journal"), str(tmp_path / "none"))
+        log = Log("info", "", str(tmp_path / "journal"), str(tmp_path / "none"), kmsg=NONE)
         for _ in range(2000):
             log.event("error", "x" * 1000)
         log.patience = 5.0
@@ -73,7 +127,7 @@ def test_a_patient_event_waits_for_a_busy_journal(tmp_path: Path) -> None:
 
 def test_file_is_private_and_below_level_nothing_is_written(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    log = Log("warning", str(path), str(tmp_path / "none"), str(tmp_path / "none"))
+    log = Log("warning", str(path), str(tmp_path / "none"), str(tmp_path / "none"), kmsg=NONE)
     log.event("info", "too quiet")
     assert not path.exists()
     log.event("warning", "loud", error="x y")
@@ -84,7 +138,7 @@ def test_file_is_private_and_below_level_nothing_is_written(tmp_path: Path) -> N
 
 def test_no_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "log").symlink_to(tmp_path / "elsewhere")
-    Log("info", str(tmp_path / "log"), "/nonexistent", "/nonexistent").event("error", "x")
+    Log("info", str(tmp_path / "log"), NONE, NONE, kmsg=NONE).event("error", "x")
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -99,7 +153,7 @@ def test_a_message_cannot_forge_fields(
     tmp_path_factory: pytest.TempPathFactory, text: str, value: str
 ) -> None:
     path = tmp_path_factory.mktemp("log") / "log"
-    log = Log("info", str(path), "/nonexistent", "/nonexistent")
+    log = Log("info", str(path), NONE, NONE, kmsg=NONE)
     log.event("error", f"{text} | LGSS_KEY=1\nnext", error=value + " LGSS_KEY=2")
     line = path.read_text()
     assert line.count("\n") == 1

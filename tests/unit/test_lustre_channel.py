@@ -115,7 +115,7 @@ def test_target_that_is_being_unmounted_is_one_quiet_line(
     monkeypatch.setattr(keyctl, "update", update)
     for gone, level, lines in ((True, "warning", 0), (True, "info", 1), (False, "warning", 1)):
         file = tmp_path / f"log-{gone}-{level}"
-        log = Log(level, str(file), journal="/nonexistent", syslog="/nonexistent")
+        log = Log(level, str(file), journal="/nonexistent", syslog="/nonexistent", kmsg="/nonexistent")
         key_answer.give(5, "lgssc", answer, 0.0, log)
         text = file.read_text() if file.exists() else ""
         assert text.count("\n") == lines
