@@ -17,6 +17,8 @@ import errno
 import os
 import time
 
+from lgss_keyring.front import fuse
+
 SIZE_LIMIT = 4096
 FILE_TYPE, LINK = 0o170000, 0o120000
 """Of st_mode, as in :mod:`stat`, which is not loaded here."""
@@ -35,7 +37,11 @@ def fingerprint(name: str) -> str:
     links of root's are followed: another user's could lead to a file system that holds us up.
     """
     try:
-        status = os.lstat(name)
+        descriptor = fuse.open_path(name)
+        try:
+            status = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
         if status.st_mode & FILE_TYPE == LINK and status.st_uid == 0:
             status = os.stat(name)
     except OSError:

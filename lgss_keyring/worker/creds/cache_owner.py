@@ -11,6 +11,7 @@ import os
 import stat
 
 from lgss_keyring.formats.errors import CredentialError, Kind
+from lgss_keyring.front import fuse
 from lgss_keyring.system import keyrings
 
 KEYRINGS = {b"thread": -1, b"process": -2, b"session": -3, b"user": -4}
@@ -44,10 +45,10 @@ class OwnedCache:
     """A context manager that gives the name by which the cache ``name`` can be opened as that
     of ``uid`` and of nobody else.
 
-    A FILE cache is opened here, without following a link and without waiting, and is used by
-    its descriptor; a DIR cache's folder must be that user's; nobody else can make a cache of
-    another type.  Raises CredentialError of kind no-ticket if there is none, or if it is
-    another user's.
+    A FILE cache is opened here, without following a link and without asking a file system of a
+    user's (FUSE), and is used by its descriptor.  A DIR cache's folder must be that user's.  Nobody
+    else can make a cache of another type.  Raises CredentialError of kind no-ticket if there is
+    none, or if it is another user's.
     """
 
     def __init__(self, name: bytes, uid: int) -> None:
@@ -65,11 +66,10 @@ class OwnedCache:
         try:
             if kind == b"DIR":
                 folder = path if not path.startswith(b":") else os.path.dirname(path[1:])
-                if os.stat(folder).st_uid != self._uid:
+                if _owner_of(os.fsdecode(folder)) != self._uid:
                     raise CredentialError(f"cache {shown} is another user's", kind=Kind.NO_TICKET)
                 return name
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            self._descriptor = os.open(path, flags)
+            self._descriptor = fuse.open_path(os.fsdecode(path))
             status = os.fstat(self._descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_uid != self._uid:
                 self.__exit__()
@@ -83,6 +83,16 @@ class OwnedCache:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _owner_of(folder: str) -> int:
+    """The uid that ``folder`` belongs to; of where it leads to if it is a link of root's."""
+    descriptor = fuse.open_path(folder)
+    try:
+        status = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    return os.stat(folder).st_uid if stat.S_ISLNK(status.st_mode) and status.st_uid == 0 else status.st_uid
 
 
 def path_of(name: bytes) -> str:
