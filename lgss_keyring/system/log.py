@@ -155,11 +155,11 @@ class Log:
         if self._to_journal(priority, message, fields):
             return
         # The two others have no fields: the most useful ones go into the text.
-        who = " ".join(
+        tail = " ".join(
             f"{name}={fields[name]}" for name in ("LGSS_REQUESTOR", "LGSS_ERROR") if name in fields
         )
-        if not self._to_syslog(priority, _with_tail(message, who)):
-            self._to_kmsg(priority, message, who)
+        if not self._to_syslog(priority, _with_tail(message, tail)):
+            self._to_kmsg(priority, message, tail)
 
     def _to_journal(self, priority: int, message: str, fields: dict[str, str]) -> bool:
         # One FIELD=value a line, as values hold no newline (systemd's "Native
