@@ -29,9 +29,9 @@ except Exception as error:
 
 
 def serve(key, call, front):
-    from lgss_keyring.monitor import upcall
+    from lgss_keyring.monitor import turn
 
-    upcall.run(key, call, front)
+    turn.serve(key, call, front)
 
 
 def log_refusal(key, call, reason, number):

@@ -119,6 +119,7 @@ class Kind:
     WORKER_DIED = "worker-died"
     WORKER_PROTOCOL = "worker-protocol"
     RESOURCES = "resources"
+    TOO_MANY_UPCALLS = "too-many-upcalls"
     KEY = "key"
     UNTAKEN = "untaken"
     INTERNAL = "internal"

@@ -22,6 +22,8 @@ USER_PREFIX = "lgss:"
 LONGEST_SERIAL = 2**31 - 1
 NOTES = "/run/lgss"
 """The folder of the notes of known failures, and of other files that need not outlive a reboot."""
+SLOTS = f"{NOTES}/slots"
+"""The folder of the locks that count a uid's upcalls, and of its queue's socket."""
 
 
 class Call:
@@ -33,15 +35,18 @@ class Call:
         those of docs/protocol.md 1, from ``create`` on.
     ``unknown``
         the first option that is not one of ours or has no value; empty if there is none.
+    ``has_keyring``
+        whether a keyring with the requestor's credentials is linked into our session keyring.
 
     The properties are empty, or 0, where an argument is missing.
     """
 
-    __slots__ = ("arguments", "options", "unknown")
+    __slots__ = ("arguments", "has_keyring", "options", "unknown")
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.options: dict[str, str] = {}
         self.unknown = ""
+        self.has_keyring = False
         # Options stand before the operation only: what comes behind it is the requestor's
         # own text.
         at = 0

@@ -45,15 +45,20 @@ def run(given: Sequence[str], serve: Serve, log_refusal: arguments.LogRefusal) -
 def _instantiate(call: arguments.Call, serve: Serve, log_refusal: arguments.LogRefusal) -> int:
     key = call.serial
     keyctl.assume_authority(key)
-    has_keyring = call.brings_credentials and _link_credentials(call.keyrings)
+    call.has_keyring = call.brings_credentials and _link_credentials(call.keyrings)
     # The module that reads notes is loaded only if there is one.
-    if not has_keyring and os.path.exists(call.failure_note):
+    if not call.has_keyring and os.path.exists(call.failure_note):
         from lgss_keyring.front import known_failure
 
         number, seconds = known_failure.look(call.failure_note, call.callout)
         if number:
             keyctl.reject(key, seconds, number)
             return 1
+    queue = f"{arguments.SLOTS}/{call.requestor}"
+    if not call.is_machine and os.path.exists(f"{queue}.queue"):
+        from lgss_keyring.front import pace
+
+        pace.wait(f"{queue}.pace")
     instantiated_reader, instantiated_writer = os.pipe()
     word_reader, word_writer = os.pipe() if call.is_machine else (-1, -1)
     if os.fork() == 0:

@@ -22,12 +22,13 @@ from lgss_keyring.front import answer as front_answer
 from lgss_keyring.monitor import failures, init_channel, key_answer, service
 from lgss_keyring.monitor.deadline import Deadline
 from lgss_keyring.monitor.limits import FORGED_PATIENCE, MARGIN
-from lgss_keyring.system import config_file, processes
+from lgss_keyring.system import config_file
 from lgss_keyring.system.log import Log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import NoReturn
 
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
@@ -39,12 +40,14 @@ if TYPE_CHECKING:
 DEBUG_LEVELS = ("error", "warning", "info", "debug", "debug")
 
 
-def run(key: int, call: Call, front: Child) -> None:
+def run(key: int, call: Call, front: Child, started: float, forked: int, slot: int = -1) -> NoReturn:
     """Serve the upcall for ``key``, which is instantiated unless ``front`` waits for a word.
-    Does not return.  Raises what keeps it from answering at all."""
-    forked = processes.own_start_time(front.witness)
-    started = time.monotonic()
-    daemonize(front.descriptors, detach=False)
+
+    ``started`` is of time.monotonic(); ``forked``, in clock ticks since the boot, bounds the
+    start of the process whose namespaces the request may name.  ``slot`` is the descriptor of
+    the upcall's slot (:mod:`.slots`), if it has one.  Raises what keeps it from answering at all.
+    """
+    daemonize([*front.descriptors, slot] if slot >= 0 else front.descriptors, detach=False)
     upcall = Upcall(key, call, front, started, forked)
     try:
         upcall.serve()
@@ -52,6 +55,18 @@ def run(key: int, call: Call, front: Child) -> None:
         # After a defect of ours, too, the caller must not wait for a timeout.
         upcall.fail(Failed.by(error))
     os._exit(0)
+
+
+def no_turn(number: int, reason: str) -> Failed:
+    """The failure, with errno ``number``, of an upcall that did not get its turn."""
+    hint = "a program of that user asks too often, or a server or KDC does not answer"
+    return Failed(number, 0, Kind.TOO_MANY_UPCALLS, reason, hint)
+
+
+def refuse_turn(key: int, call: Call, front: Child, started: float, failure: Failed) -> None:
+    """Answer an upcall that did not get its turn with ``failure``."""
+    daemonize(front.descriptors, detach=False)
+    Upcall(key, call, front, started, 0).fail(failure)
 
 
 def log_refusal(key: int, call: Call, reason: str, number: int) -> None:

@@ -6,17 +6,30 @@ All others raise :class:`~lgss_keyring.formats.errors.KeyOperationError` with th
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import sys
 
 from lgss_keyring.formats.errors import KeyOperationError
-from lgss_keyring.system.libkeyutils import BYTES, INT, SERIAL, call, fetch
+from lgss_keyring.system.libkeyutils import BYTES, INT, SERIAL, SIZE, UNSIGNED, call, fetch
 
 THREAD, PROCESS, SESSION, USER = -1, -2, -3, -4
 """Special keyring ids (keyctl(2)), which stand for the calling thread's own keyrings."""
 
 COLLECTION = b"_krb_"
 """What libkrb5 puts before the name of a collection of KEYRING caches."""
+
+
+def make(description: str, keyring: int) -> int:
+    """The serial of a new keyring, linked into ``keyring``."""
+    types = (BYTES, BYTES, ctypes.c_void_p, SIZE, SERIAL)
+    return call("make a keyring", "add_key", types, b"keyring", description.encode(), None, 0, keyring)
+
+
+def set_permissions(key: int, permissions: int) -> None:
+    """Give ``key`` the ``permissions`` of keyctl_setperm(3): a byte each for possessor, user,
+    group and others."""
+    call(f"set permissions of key {key}", "keyctl_setperm", (SERIAL, UNSIGNED), key, permissions)
 
 
 def link(key: int, keyring: int) -> None:

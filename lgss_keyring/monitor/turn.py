@@ -1,0 +1,174 @@
+"""An upcall's turn: ordinary users' upcalls are served a few at a time for each uid.
+
+Otherwise one user takes the machine: 200 upcalls that one uid held open were 350 processes
+with 2.7 GiB of memory.  So the front's child takes a slot (:mod:`.slots`) before it imports
+anything heavy; if none is free it hands its request over to the uid's queue keeper
+(:mod:`.queue_keeper`), one process for all that wait, and ends.
+
+No slot may be waited for by an upcall that another one waits for.  While a monitor is in the
+kernel, at init_channel, Lustre may request a key in its context, for root: uid 0 takes no slot.
+Lustre also asks for machine contexts in ordinary users' processes, and that user's upcalls
+may wait for exactly these: they have slots of their own.
+
+Imports little: this runs in every child.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from lgss_keyring.monitor import limits
+from lgss_keyring.system import processes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lgss_keyring.front.arguments import Call
+    from lgss_keyring.front.word import Child
+
+
+def serve(key: int, call: Call, front: Child) -> None:
+    """Serve the upcall for ``key``, which is instantiated unless ``front`` waits for a word,
+    when it is its turn.  Does not return, unless another process has taken it over."""
+    started = time.monotonic()
+    forked = processes.own_start_time(front.witness)
+    uid = call.requestor
+    slot = -1
+    # Garbage for a uid is refused later; here it must not become a file's name.
+    if uid != "0" and uid.isascii() and uid.isdecimal() and len(uid) <= 10:
+        from lgss_keyring.monitor import slots
+
+        try:
+            slots.prepare_folder()
+        except OSError:
+            pass  # a read-only /run: better without slots than not at all
+        else:
+            turn = Turn(key, call, front, started, forked)
+            if not (turn.wait_for_machine() if call.is_machine else turn.wait()):
+                return
+            slot = turn.slot
+        if not call.is_machine:
+            from lgss_keyring.monitor import priority
+
+            priority.lower()
+            priority.lower_session()
+    from lgss_keyring.monitor import upcall
+
+    upcall.run(key, call, front, started, forked, slot)
+
+
+def turn_ends(call: Call, started: float) -> float:
+    """Until when an upcall that began at ``started`` may wait for its turn (time.monotonic())."""
+    # [upcall] timeout is not known before the configuration is read.
+    return started + call.timeout - limits.MARGIN - limits.LEAST_WORK_SECONDS
+
+
+class Turn:
+    """One upcall of an ordinary uid, in the front's child; :attr:`slot` is its slot's
+    descriptor, -1 for none yet."""
+
+    def __init__(self, key: int, call: Call, front: Child, started: float, forked: int) -> None:
+        self.slot = -1
+        self._key = key
+        self._call = call
+        self._front = front
+        self._started = started
+        self._forked = forked
+        self._uid = call.requestor
+
+    def wait(self) -> bool:
+        """Get a slot for a user's request; False if somebody else has taken the request over,
+        or has answered it."""
+        # Another session's credential must never be in reach: a request that brings one waits here.
+        is_movable = not self._call.has_keyring
+        # Those who wait already come first.
+        if is_movable and self._hand_over():
+            return False
+        if self._take(self._uid, limits.UPCALLS_AT_WORK):
+            return True
+        if is_movable:
+            end = time.monotonic() + limits.KEEPER_SECONDS
+            pause = limits.FIRST_PAUSE
+            while time.monotonic() < end:
+                self._start_keeper()
+                time.sleep(pause)
+                if self._hand_over():
+                    return False
+                pause = min(2 * pause, limits.LONGEST_PAUSE)
+        return self._wait_here(
+            self._uid,
+            limits.UPCALLS_AT_WORK,
+            limits.WAITING_PROCESSES,
+            turn_ends(self._call, self._started),
+        )
+
+    def wait_for_machine(self) -> bool:
+        """Get a slot for a request for the machine's credential from an ordinary user's process;
+        False if the request was answered because there is none."""
+        name = f"{self._uid}-machine"
+        if self._take(name, limits.MACHINE_UPCALLS_AT_WORK):
+            return True
+        return self._wait_here(
+            name,
+            limits.MACHINE_UPCALLS_AT_WORK,
+            limits.MACHINE_WAITING_PROCESSES,
+            self._started + min(self._call.timeout - limits.MARGIN, limits.MACHINE_TURN_SECONDS),
+        )
+
+    def _take(self, name: str, limit: int) -> bool:
+        from lgss_keyring.monitor import slots
+
+        self.slot = slots.take(name, limit)
+        return self.slot >= 0
+
+    def _wait_here(self, name: str, at_work: int, waiting: int, end: float) -> bool:
+        """Get one of the ``at_work`` slots called ``name`` until ``end``, with at most
+        ``waiting`` processes that do so."""
+        from lgss_keyring.monitor import slots
+
+        place = slots.take(f"{name}-waiting", waiting)
+        if place < 0:
+            self._give_up(errno.ENOMEM, "too many upcalls of that uid wait already")
+            return False
+        pause = limits.FIRST_PAUSE
+        while not self._take(name, at_work):
+            if time.monotonic() + pause > end:
+                seconds = f"{time.monotonic() - self._started:.0f}"
+                self._give_up(errno.ETIMEDOUT, f"no turn within {seconds} s: {at_work} upcalls work")
+                return False
+            time.sleep(pause)
+            pause = min(2 * pause, limits.LONGEST_PAUSE)
+        os.close(place)
+        return True
+
+    def _give_up(self, number: int, reason: str) -> None:
+        from lgss_keyring.monitor import upcall
+
+        failure = upcall.no_turn(number, reason)
+        upcall.refuse_turn(self._key, self._call, self._front, self._started, failure)
+
+    def _hand_over(self) -> bool:
+        from lgss_keyring.monitor import hand_over
+
+        return hand_over.offer(self._key, self._call, self._started, self._forked)
+
+    def _start_keeper(self) -> None:
+        """Start the uid's queue keeper, if there is none that begins or ends just now."""
+        from lgss_keyring.monitor import hand_over, slots
+
+        lock = -1
+        try:
+            lock = slots.take_file(f"{hand_over.path(self._uid)}.lock")
+            if lock >= 0 and os.fork() == 0:
+                try:
+                    from lgss_keyring.monitor import queue_keeper
+
+                    queue_keeper.run(self._uid, lock)
+                finally:
+                    os._exit(1)
+        except OSError:
+            pass  # no process or descriptor to be had: this one waits
+        finally:
+            if lock >= 0:
+                os.close(lock)
