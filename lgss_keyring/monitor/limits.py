@@ -38,7 +38,5 @@ HAND_OVER_SECONDS = 2.0
 """How long one end of a hand-over waits for the other."""
 KEEPER_SECONDS = 5.0
 """How long a child waits for a queue keeper to begin before it waits in a process of its own."""
-NICE = 10
-"""What ordinary users' upcalls add to their nice value: root's come first."""
 LOCK_FILES = 1000
 """Lock files that nobody holds are swept when there are more files."""

@@ -1,28 +1,57 @@
-"""The priority of ordinary users' upcalls."""
+"""The priority of ordinary users' upcalls: root's come first, and then those of users who have
+few at work.
+
+Where there are autogroups (sched(7)), each session has one, and a nice value counts within its
+session only.  The session's own nice value is set as well then.
+"""
 
 from __future__ import annotations
 
 import os
 
-from lgss_keyring.monitor.limits import NICE
+NICE = 10
+"""The nice value of an ordinary uid's first upcalls."""
+NICEST = 19
+"""Of its further ones.  With 16 at nice 10 another user's context took nine times as long."""
+FIRST = 2
+"""How many the first ones are."""
+
+_of_workers = 0
 
 
-def lower() -> None:
-    """Let this process, and those that it starts, take second place to root's."""
+def of_slot(number: int) -> int:
+    """The nice value for the upcall that has slot ``number``."""
+    return NICE if number < FIRST else NICEST
+
+
+def lower(nice: int) -> None:
+    """Give this process, and those that it starts, the nice value ``nice``."""
     try:
-        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
     except OSError:
         pass  # a container may forbid it
 
 
-def lower_session() -> None:
-    """The same for all of this process's session, which has an autogroup of its own
-    (sched(7)): where there are autogroups, a nice value counts within its session only."""
+def lower_session(nice: int) -> None:
+    """Give the autogroup of this process's session the nice value ``nice``."""
     try:
         descriptor = os.open("/proc/self/autogroup", os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(descriptor, b"%d" % NICE)
+            os.write(descriptor, b"%d" % nice)
         finally:
             os.close(descriptor)
     except OSError:
         pass  # a kernel without autogroups, or a container
+
+
+def lower_workers(nice: int) -> None:
+    """Give the workers of this process the nice value ``nice``, and not the process itself:
+    it holds their deadlines."""
+    global _of_workers
+    _of_workers = nice
+
+
+def begin_worker() -> None:
+    """Take a worker's priority."""
+    if _of_workers:
+        lower(_of_workers)

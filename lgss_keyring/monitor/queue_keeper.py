@@ -116,7 +116,7 @@ class QueueKeeper:
         self._lock = lock
         # Not before: the sooner it listens, the fewer processes wait for it. All that it starts
         # shares one autogroup, and so no more than one process's part of the processors.
-        priority.lower_session()
+        priority.lower_session(priority.NICE)
 
     def run(self) -> None:
         """Serve until nothing waits any more."""
@@ -190,24 +190,24 @@ class QueueKeeper:
         """Serve those whose turn it is."""
         while self._waiting:
             try:
-                slot = slots.take(self._uid, limits.UPCALLS_AT_WORK)
+                number, slot = slots.take(self._uid, limits.UPCALLS_AT_WORK)
                 if slot < 0:
                     return
                 try:
                     pid = os.fork()
                     if pid == 0:
-                        self._attend(self._waiting[0], slot)
+                        self._attend(self._waiting[0], number, slot)
                 finally:
                     os.close(slot)
             except OSError:
                 return  # no process or descriptor to be had now
             self._waiting.popleft()
 
-    def _attend(self, request: Request, slot: int) -> NoReturn:
+    def _attend(self, request: Request, number: int, slot: int) -> NoReturn:
         """Serve ``request`` in this process; does not return."""
         try:
             self._leave()
-            priority.lower()
+            priority.lower_workers(priority.of_slot(number))
             # Possession by the thread's keyring bridges the change of sessions: what
             # waits in the keeper's keyring is not this upcall's.
             keyrings.link(request.key, keyrings.THREAD)

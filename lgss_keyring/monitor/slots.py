@@ -31,17 +31,17 @@ def prepare_folder() -> None:
             raise NotADirectoryError(f"{folder} is no folder of root's alone")
 
 
-def take(name: str, limit: int) -> int:
-    """The descriptor of a free slot of the ``limit`` that are called ``name``, -1 if all are
-    taken.  The slot is free again when no process has the descriptor open any more.
+def take(name: str, limit: int) -> tuple[int, int]:
+    """The number and the descriptor of a free slot of the ``limit`` that are called ``name``, -1 and -1
+    if all are taken.  The slot is free again when no process has the descriptor open any more.
 
     Raises OSError if slots cannot be had at all.
     """
     for number in range(limit):
         slot = take_file(f"{FOLDER}/{name}.{number}")
         if slot >= 0:
-            return slot
-    return -1
+            return number, slot
+    return -1, -1
 
 
 def take_file(path: str) -> int:

@@ -48,11 +48,12 @@ def serve(key: int, call: Call, front: Child) -> None:
             if not (turn.wait_for_machine() if call.is_machine else turn.wait()):
                 return
             slot = turn.slot
-        if not call.is_machine:
-            from lgss_keyring.monitor import priority
+            if not call.is_machine:
+                from lgss_keyring.monitor import priority
 
-            priority.lower()
-            priority.lower_session()
+                nice = priority.of_slot(turn.number)
+                priority.lower(nice)
+                priority.lower_session(nice)
     from lgss_keyring.monitor import upcall
 
     upcall.run(key, call, front, started, forked, slot)
@@ -65,11 +66,11 @@ def turn_ends(call: Call, started: float) -> float:
 
 
 class Turn:
-    """One upcall of an ordinary uid, in the front's child; :attr:`slot` is its slot's
-    descriptor, -1 for none yet."""
+    """One upcall of an ordinary uid, in the front's child; :attr:`number` and
+    :attr:`slot` are its slot's number and descriptor, -1 for none yet."""
 
     def __init__(self, key: int, call: Call, front: Child, started: float, forked: int) -> None:
-        self.slot = -1
+        self.number = self.slot = -1
         self._key = key
         self._call = call
         self._front = front
@@ -119,7 +120,7 @@ class Turn:
     def _take(self, name: str, limit: int) -> bool:
         from lgss_keyring.monitor import slots
 
-        self.slot = slots.take(name, limit)
+        self.number, self.slot = slots.take(name, limit)
         return self.slot >= 0
 
     def _wait_here(self, name: str, at_work: int, waiting: int, end: float) -> bool:
@@ -127,7 +128,7 @@ class Turn:
         ``waiting`` processes that do so."""
         from lgss_keyring.monitor import slots
 
-        place = slots.take(f"{name}-waiting", waiting)
+        _, place = slots.take(f"{name}-waiting", waiting)
         if place < 0:
             self._give_up(errno.ENOMEM, "too many upcalls of that uid wait already")
             return False

@@ -17,6 +17,7 @@ from lgss_keyring.formats import worker_messages
 from lgss_keyring.formats.errors import Kind, LgssError, LimitError
 from lgss_keyring.formats.outcome import Answer, Failed
 from lgss_keyring.front import oom
+from lgss_keyring.monitor import priority
 from lgss_keyring.monitor.limits import ALARM_MARGIN, DYING_SECONDS
 from lgss_keyring.worker import identity, monitor_connection
 
@@ -118,6 +119,7 @@ class WorkerProcess:
                 identity.die_with(monitor)
                 own_end.close()
                 oom.set_score(oom.ORDINARY)
+                priority.begin_worker()
                 monitor_connection.serve(workers_end, work)
             finally:
                 os._exit(0)
