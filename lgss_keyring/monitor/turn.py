@@ -30,33 +30,18 @@ if TYPE_CHECKING:
 
 def serve(key: int, call: Call, front: Child) -> None:
     """Serve the upcall for ``key``, which is instantiated unless ``front`` waits for a word,
-    when it is its turn.  Does not return, unless another process has taken it over."""
+    when it is its turn.  Returns only if somebody else has taken the request over, or answered it.
+    """
     started = time.monotonic()
     forked = processes.own_start_time(front.witness)
+    turn = Turn(key, call, front, started, forked)
     uid = call.requestor
-    slot = -1
     # Garbage for a uid is refused later; here it must not become a file's name.
-    if uid != "0" and uid.isascii() and uid.isdecimal() and len(uid) <= 10:
-        from lgss_keyring.monitor import slots
-
-        try:
-            slots.prepare_folder()
-        except OSError:
-            pass  # a read-only /run: better without slots than not at all
-        else:
-            turn = Turn(key, call, front, started, forked)
-            if not (turn.wait_for_machine() if call.is_machine else turn.wait()):
-                return
-            slot = turn.slot
-            if not call.is_machine:
-                from lgss_keyring.monitor import priority
-
-                nice = priority.of_slot(turn.number)
-                priority.lower(nice)
-                priority.lower_session(nice)
+    if uid != "0" and uid.isascii() and uid.isdecimal() and len(uid) <= 10 and not turn.come():
+        return
     from lgss_keyring.monitor import upcall
 
-    upcall.run(key, call, front, started, forked, slot)
+    upcall.run(key, call, front, started, forked, turn.slot)
 
 
 def turn_ends(call: Call, started: float) -> float:
@@ -78,9 +63,27 @@ class Turn:
         self._forked = forked
         self._uid = call.requestor
 
-    def wait(self) -> bool:
-        """Get a slot for a user's request; False if somebody else has taken the request over,
-        or has answered it."""
+    def come(self) -> bool:
+        """Get a slot, and the priority that goes with it.  Returns False if somebody else has
+        taken the request over, or if it was answered because there is no slot."""
+        from lgss_keyring.monitor import slots
+
+        try:
+            slots.prepare_folder()
+            if self._call.is_machine:
+                return self._wait_for_machine()
+            if not self._wait():
+                return False
+        except OSError:
+            return True  # a read-only /run, or no descriptors: better without a slot than not at all
+        from lgss_keyring.monitor import priority
+
+        nice = priority.of_slot(self.number)
+        priority.lower(nice)
+        priority.lower_session(nice)
+        return True
+
+    def _wait(self) -> bool:
         # Another session's credential must never be in reach: a request that brings one waits here.
         is_movable = not self._call.has_keyring
         # Those who wait already come first.
@@ -104,9 +107,7 @@ class Turn:
             turn_ends(self._call, self._started),
         )
 
-    def wait_for_machine(self) -> bool:
-        """Get a slot for a request for the machine's credential from an ordinary user's process;
-        False if the request was answered because there is none."""
+    def _wait_for_machine(self) -> bool:
         name = f"{self._uid}-machine"
         if self._take(name, limits.MACHINE_UPCALLS_AT_WORK):
             return True

@@ -6,8 +6,6 @@ import contextlib
 import gc
 import os
 import signal
-import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,18 +82,17 @@ def _request_for_ever(upcalls: Upcalls, uid: int, number: int) -> None:
         turn += 1
 
 
-def contexts(upcalls: Upcalls, uid: int, rounds: int) -> tuple[float, float]:
-    """Median seconds that a request of ``uid`` (0: for the machine) blocks its caller for, and
+def contexts(upcalls: Upcalls, uid: int, rounds: int) -> list[tuple[float, float]]:
+    """Seconds that each request of ``uid`` (0: for the machine) blocks its caller for, and
     until it has its context."""
-    blocked, updated = [], []
+    found = []
     callout = user_callout(uid) if uid else machine_callout()
     with Requestor(uid) as requestor:
         for _ in range(rounds):
             answer = requestor.ask(upcalls.name(), callout, wait=30)
             assert not answer.error and answer.updated is not None, answer
-            blocked.append(answer.blocked)
-            updated.append(answer.updated)
-    return statistics.median(blocked), statistics.median(updated)
+            found.append((answer.blocked, answer.updated))
+    return found
 
 
 def pss(pids: list[int]) -> int:
@@ -107,8 +104,3 @@ def pss(pids: list[int]) -> int:
                 if line.startswith("Pss:"):
                     total += int(line.split()[1]) << 10
     return total
-
-
-def settled(seconds: float) -> None:
-    """Let an attack come to its full height."""
-    time.sleep(seconds)
