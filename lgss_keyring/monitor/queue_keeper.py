@@ -23,7 +23,7 @@ from lgss_keyring.formats.errors import Kind, LgssError
 from lgss_keyring.formats.outcome import Answer
 from lgss_keyring.front import answer as front_answer
 from lgss_keyring.front import oom, refusal, witness, word
-from lgss_keyring.monitor import hand_over, key_answer, limits, priority, slots, turn, upcall
+from lgss_keyring.monitor import hand_over, key_answer, limits, priority, slots, upcall
 from lgss_keyring.monitor.hand_over import Request
 from lgss_keyring.system import keyrings, keys
 from lgss_keyring.system.log import Log
@@ -236,7 +236,7 @@ class QueueKeeper:
     def _answer_late(self) -> None:
         """Answer the requests that have waited for all their time, in a process of their own."""
         now = time.monotonic()
-        late = [each for each in self._waiting if now > turn.turn_ends(each.call, each.started)]
+        late = [each for each in self._waiting if now > hand_over.turn_ends(each.call, each.started)]
         if not late:
             return
         try:

@@ -44,12 +44,6 @@ def serve(key: int, call: Call, front: Child) -> None:
     upcall.run(key, call, front, started, forked, turn.slot)
 
 
-def turn_ends(call: Call, started: float) -> float:
-    """Until when an upcall that began at ``started`` may wait for its turn (time.monotonic())."""
-    # [upcall] timeout is not known before the configuration is read.
-    return started + call.timeout - limits.MARGIN - limits.LEAST_WORK_SECONDS
-
-
 class Turn:
     """One upcall of an ordinary uid, in the front's child; :attr:`number` and
     :attr:`slot` are its slot's number and descriptor, -1 for none yet."""
@@ -100,12 +94,10 @@ class Turn:
                 if self._hand_over():
                     return False
                 pause = min(2 * pause, limits.LONGEST_PAUSE)
-        return self._wait_here(
-            self._uid,
-            limits.UPCALLS_AT_WORK,
-            limits.WAITING_PROCESSES,
-            turn_ends(self._call, self._started),
-        )
+        from lgss_keyring.monitor import hand_over
+
+        end = hand_over.turn_ends(self._call, self._started)
+        return self._wait_here(self._uid, limits.UPCALLS_AT_WORK, limits.WAITING_PROCESSES, end)
 
     def _wait_for_machine(self) -> bool:
         name = f"{self._uid}-machine"

@@ -10,7 +10,7 @@ import pytest
 
 from lgss_keyring.front import arguments, pace
 from lgss_keyring.front.arguments import Call
-from lgss_keyring.monitor import hand_over, slots, turn
+from lgss_keyring.monitor import hand_over, slots
 
 UPCALL = ["create", "5", "user", "lgss:x", "1:krb5:7:7::i:0:0x1:obd:0x1:0", "7", "7", "0", "0", "0"]
 
@@ -96,7 +96,7 @@ def test_what_is_no_users_request_is_not_taken(message: bytes) -> None:
 
 
 def test_a_turn_ends_before_the_key(folder: Path) -> None:
-    assert 100 < turn.turn_ends(Call(["--timeout", "4", *UPCALL]), 100.0) < 103
+    assert 100 < hand_over.turn_ends(Call(["--timeout", "4", *UPCALL]), 100.0) < 103
 
 
 def test_fronts_go_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
