@@ -179,7 +179,7 @@ def test_killed_monitors_leave_their_slots(site: Site, silent: Upcalls, upcalls:
         end_all(site)
         answer = user.ask(upcalls.name(), user_callout())
         established(answer)
-        assert answer.updated is not None and answer.updated < pace(1)
+        assert answer.updated is not None and answer.updated < pace(3)
 
 
 def end_all(site: Site) -> None:
@@ -207,7 +207,7 @@ def test_a_killed_queue_keeper_answers_nevertheless(site: Site, silent: Upcalls)
         began = time.monotonic()
         os.kill(listener(USER_UID), 9)
         answer: Answer = user.result()
-        assert time.monotonic() - began < pace(1)
+        assert time.monotonic() - began < pace(3)
     assert payload.unpack(answer.data) == payload.FailurePayload(errno.EIO, 0)
     # And the next one is no worse off.
     with Requestor(USER_UID) as user:
