@@ -211,7 +211,7 @@ def test_a_killed_queue_keeper_answers_nevertheless(site: Site, silent: Upcalls)
     assert payload.unpack(answer.data) == payload.FailurePayload(errno.EIO, 0)
     # And the next one is no worse off.
     with Requestor(USER_UID) as user:
-        assert within(5, lambda: not upcall_processes(site))
+        assert within(12, lambda: not upcall_processes(site))
         assert user.ask(silent.name(), user_callout(), wait=0).error == 0
 
 
