@@ -222,7 +222,7 @@ class QueueKeeper:
                 front = word.Child(-1, -1)
                 upcall.run(request.key, request.call, front, request.started, request.forked, slot)
         except BaseException as error:
-            refusal.last_resort(request.key, error)
+            refusal.last_resort(request.key, request.call, error)
         finally:
             os._exit(1)
 
