@@ -19,7 +19,7 @@ from lgss_keyring.formats import callout
 from lgss_keyring.formats.errors import SHORTAGE, SHORTAGE_HINT, Kind, LgssError
 from lgss_keyring.formats.outcome import Answer, Failed
 from lgss_keyring.front import answer as front_answer
-from lgss_keyring.monitor import failures, init_channel, key_answer, service
+from lgss_keyring.monitor import failures, init_channel, key_answer, service, worker_process
 from lgss_keyring.monitor.deadline import Deadline
 from lgss_keyring.monitor.limits import FORGED_PATIENCE, MARGIN
 from lgss_keyring.system import config_file
@@ -54,6 +54,7 @@ def run(key: int, call: Call, front: Child, started: float, forked: int, slot: i
     except BaseException as error:
         # After a defect of ours, too, the caller must not wait for a timeout.
         upcall.fail(Failed.by(error))
+    worker_process.wait_for_stuck_workers()
     os._exit(0)
 
 

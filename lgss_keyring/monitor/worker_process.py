@@ -88,6 +88,23 @@ class _Alarm:
             signal.setitimer(signal.ITIMER_REAL, left)
 
 
+_stuck: list[int] = []
+"""The pids of workers that were killed and have not ended: they wait in the kernel."""
+
+
+def wait_for_stuck_workers() -> None:
+    """Wait until all workers that this process has killed have ended; it may be for ever.
+
+    A user's file system (FUSE) holds a worker of theirs as long as they like, and no signal ends
+    it.  Whoever counts a user's upcalls must count it as long as it is there.
+    """
+    while _stuck:
+        try:
+            os.waitpid(_stuck.pop(), 0)
+        except ChildProcessError:
+            pass
+
+
 class WorkerProcess:
     """A forked worker and our end of its socketpair.
 
@@ -287,19 +304,25 @@ class WorkerProcess:
     def _end(self) -> None:
         """End the process; never raises, as there is an answer that must not be lost."""
         self._socket.close()
-        if self.pid:
-            try:
-                os.kill(self.pid, signal.SIGKILL)
-            except OSError:
-                # It has ended; or a security module forbids this (no CAP_KILL): it then ends
-                # when it finds its socket closed, or with us (PR_SET_PDEATHSIG).
-                pass
-            try:
-                # Bounded: a process that waits in the kernel for a file system (FUSE, a dead
-                # server) does not end by a signal. Init takes it when we are gone.
-                end = time.monotonic() + DYING_SECONDS
-                while os.waitpid(self.pid, os.WNOHANG)[0] == 0 and time.monotonic() < end:
-                    time.sleep(0.001)
-            except ChildProcessError:
-                pass
-            self.pid = 0
+        if not self.pid:
+            return
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+            is_killed = True
+        except OSError:
+            # It has ended; or a security module forbids this (no CAP_KILL): it then ends
+            # when it finds its socket closed, or with us (PR_SET_PDEATHSIG).
+            is_killed = False
+        try:
+            # Bounded: a process that waits in the kernel for a file system (FUSE, a dead
+            # server) does not end by a signal.
+            end = time.monotonic() + DYING_SECONDS
+            while os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+                if time.monotonic() > end:
+                    if is_killed:
+                        _stuck.append(self.pid)
+                    break
+                time.sleep(0.001)
+        except ChildProcessError:
+            pass
+        self.pid = 0
