@@ -1,9 +1,9 @@
 """The pace of a uid whose upcalls wait in a queue: their fronts go on one after the other.
 
-The front's Python starts at the priority of the kernel, and 8 loops that only request keys
-kept both processors of a machine busy with that: root's context took 7 times its quiet time, and
-another user's 25 times.  A loop is blocked as long as its front is, so a front that waits
-slows the loop down.  Loaded only while the uid has a queue (more than 16 upcalls).
+The front's Python starts at ordinary priority.  Eight loops that only requested keys kept both
+processors of a machine busy with that: root's context took 7 times its quiet time, and another
+user's 25 times.  A loop is blocked as long as its front is, so a front that waits slows the loop
+down.  This module is loaded only while the uid has a queue (more than 16 upcalls).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ NICE = 10
 
 
 def wait(path: str) -> None:
-    """Wait for this front's moment.  ``path`` is the uid's file; it holds the moment, of
-    time.monotonic(), after the last one that was given away."""
+    """Wait for this front's turn.  ``path`` is the uid's file, which has the moment (of
+    time.monotonic()) at which the next front may go on."""
     try:
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -34,7 +34,7 @@ def wait(path: str) -> None:
             os.close(file)
         time.sleep(moment - now)
     except OSError:
-        pass  # it is only a courtesy to the others
+        pass  # without the file it goes on at once
 
 
 def _number(text: bytes) -> float:

@@ -1,16 +1,16 @@
 """Handing a request over to the queue keeper of its uid.
 
-The child connects to the keeper's socket, and gets the serial of the keeper's keyring.  It
-links its key into a keyring of its own, and this one into the keeper's: an update needs
-possession of the key, and the keeper has it by that link.  One keyring for each request,
-because a link into a keyring replaces one to another key of the same type and description.
-Then the child sends the request, and may end when the keeper has acknowledged it.
+The process that serves the upcall (the child) connects to the keeper's socket, and gets the serial
+of the keeper's keyring.  It links its key into a new keyring, and that into the keeper's keyring.
+An update needs possession of the key, and the keeper possesses it by these links.  Each request has
+a keyring of its own, because a link replaces the link to another key of the same type and
+description.  Then the child sends the request, and ends when the keeper has acknowledged it.
 
     keeper:  the serial, in decimal
     child:   key, keyring, started, forked, and the front's arguments; with NUL between them
     keeper:  one byte
 
-Imported by each child that may have to wait: so not :mod:`socket`, which takes 4 ms.
+Each upcall that may have to wait imports this.  So it does without :mod:`socket`, which takes 4 ms.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def offer(key: int, call: Call, started: float, forked: int) -> bool:
             if connection.recv(1) == TAKEN:
                 return True
         except OSError:
-            pass  # it has ended, or is too slow: the request is ours again
+            pass  # the keeper has ended, or is too slow: the request stays with this process
         keyrings.unlink(keyring, queue)
         return False
     except (OSError, ValueError, LgssError):

@@ -17,9 +17,10 @@ ALARM_MARGIN = 0.5
 UPCALLS_AT_WORK = 16
 """How many upcalls of an ordinary uid work at a time.  Each is three processes."""
 MACHINE_UPCALLS_AT_WORK = 8
-"""How many requests for the machine's credential from an ordinary uid's processes do."""
+"""How many requests for the machine's credential from an ordinary uid's processes work at a time."""
 WAITING_PROCESSES = 12
-"""How many upcalls of one uid may wait for themselves, each in two processes of 5 MiB together."""
+"""How many upcalls of one uid may wait in processes of their own, which take 5 MiB each (witness and
+child together)."""
 MACHINE_WAITING_PROCESSES = 8
 """The same for requests for the machine's credential from an ordinary uid's processes."""
 MACHINE_TURN_SECONDS = 5.0
@@ -27,7 +28,7 @@ MACHINE_TURN_SECONDS = 5.0
 LEAST_WORK_SECONDS = 0.5
 """What must be left of an upcall's time when its turn comes."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.2
-"""Seconds between two looks for a free slot, in a process that waits for itself."""
+"""Seconds between two looks for a free slot, in an upcall's own process."""
 QUEUE_PAUSE = 0.02
 """Seconds between two looks for a free slot, in the queue keeper."""
 QUEUE_LENGTH = 1000

@@ -1,8 +1,8 @@
-"""The priority of ordinary users' upcalls: root's come first, and then those of users who have
-few at work.
+"""The priority of ordinary users' upcalls: root's upcalls come first, and then those of users who
+have few at work.
 
-Where there are autogroups (sched(7)), each session has one, and a nice value counts within its
-session only.  The session's own nice value is set as well then.
+If the kernel has autogroups (sched(7)), each session is one, and the nice value of a process counts
+only within its session.  So the nice value of the session is set as well.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import os
 
 NICE = 10
 """The nice value of an ordinary uid's first upcalls."""
-NICEST = 19
-"""Of its further ones.  With 16 at nice 10 another user's context took nine times as long."""
+NICE_OF_FURTHER = 19
+"""The nice value of the further ones.  With 16 at nice 10 another user's context took nine times as
+long."""
 FIRST = 2
-"""How many the first ones are."""
+"""How many upcalls of a uid are its first ones."""
 
 _of_workers = 0
 
 
 def of_slot(number: int) -> int:
     """The nice value for the upcall that has slot ``number``."""
-    return NICE if number < FIRST else NICEST
+    return NICE if number < FIRST else NICE_OF_FURTHER
 
 
 def lower(nice: int) -> None:
@@ -52,6 +53,6 @@ def lower_workers(nice: int) -> None:
 
 
 def begin_worker() -> None:
-    """Take a worker's priority."""
+    """Lower the priority of this process, a worker, as :func:`lower_workers` said."""
     if _of_workers:
         lower(_of_workers)

@@ -38,7 +38,7 @@ write it (docs/protocol.md 10)."""
 BACKLOG = 1024
 CONNECTIONS_LIMIT = 128
 ANSWER_PATIENCE = 0.2
-"""Seconds that one key may hold up the answers to the others."""
+"""Seconds that the answer to one key may take, so that it does not hold up the others."""
 
 
 def run(uid: str, lock: int) -> None:
@@ -93,7 +93,7 @@ def _forget(keyring: int, queue: int) -> None:
 
 
 class QueueKeeper:
-    """The requests that wait, and those who bring more."""
+    """The requests that wait, and the connections that bring more."""
 
     def __init__(self, uid: str, lock: int, queue: int) -> None:
         """``lock``: the descriptor of the lock of the only keeper; ``queue``: the serial of the
@@ -114,7 +114,7 @@ class QueueKeeper:
         self._poll = select.poll()
         self._poll.register(self._listener, select.POLLIN)
         self._lock = lock
-        # Not before: the sooner it listens, the fewer processes wait for it. All that it starts
+        # Only now, because the sooner it listens, the fewer processes wait for it. All that it starts
         # shares one autogroup, and so no more than one process's part of the processors.
         priority.lower_session(priority.NICE)
 
@@ -138,8 +138,8 @@ class QueueKeeper:
             if self._waiting or self._connections:
                 idle_since = now
             elif now >= idle_since + limits.QUEUE_LINGERS:
-                # Who is connected by now and was not accepted finds its connection closed and
-                # waits for itself, or starts the next keeper.
+                # A child that has connected and was not accepted finds its connection closed. It
+                # waits in its own process, or starts the next keeper.
                 os.unlink(hand_over.path(self._uid))
                 return
 
@@ -147,7 +147,7 @@ class QueueKeeper:
         try:
             connection, _ = self._listener.accept()
         except OSError:
-            return  # gone again, or no descriptor to be had
+            return  # it has been closed again, or there are no more descriptors
         if len(self._connections) >= CONNECTIONS_LIMIT or len(self._waiting) >= limits.QUEUE_LENGTH:
             connection.close()
             return
@@ -170,7 +170,7 @@ class QueueKeeper:
                 connection.send(hand_over.TAKEN)
                 self._waiting.append(request)
         except (OSError, ValueError):
-            pass  # gone, or none of ours: it is not acknowledged
+            pass  # it was closed, or the message is not one of ours: nothing is acknowledged
         self._drop(descriptor)
 
     def _drop(self, descriptor: int) -> None:
@@ -208,15 +208,15 @@ class QueueKeeper:
         try:
             self._leave()
             priority.lower_workers(priority.of_slot(number))
-            # Possession by the thread's keyring bridges the change of sessions: what
-            # waits in the keeper's keyring is not this upcall's.
+            # A new session keyring, without the other requests' keys. Between the two sessions the
+            # thread keyring keeps the possession of this key.
             keyrings.link(request.key, keyrings.THREAD)
             keyrings.join_session()
             keyrings.link(request.key, keyrings.SESSION)
             _forget(request.keyring, self._queue)
             server = os.fork()
             if server:
-                os.close(slot)  # it is the server's
+                os.close(slot)  # the server holds it
                 witness.watch(server, request.key, request.call, upcall.log_refusal)
             else:
                 front = word.Child(-1, -1)
@@ -227,7 +227,7 @@ class QueueKeeper:
             os._exit(1)
 
     def _leave(self) -> None:
-        """Close, in a new process, what is the keeper's alone."""
+        """Close, in a new process, what only the keeper needs."""
         self._listener.close()
         os.close(self._lock)
         for connection, _ in self._connections.values():
@@ -242,7 +242,7 @@ class QueueKeeper:
         try:
             pid = os.fork()
         except OSError:
-            return  # the next time
+            return  # it is tried again at the next look
         if pid:
             gone = {id(each) for each in late}
             self._waiting = deque(each for each in self._waiting if id(each) not in gone)

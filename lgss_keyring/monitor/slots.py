@@ -1,10 +1,10 @@
 """Slots: how many upcalls of one uid are at work, counted by locks on files.
 
-A slot is a file in /run/lgss/slots with a lock by flock(2), which belongs to the open file:
-witness and monitor of an upcall have it open, and when the last of them ends, by whatever
-signal, the kernel drops the lock.  A count in a file would stay wrong after a kill.
+A slot is a file in /run/lgss/slots that is locked by flock(2).  Such a lock belongs to the open
+file: when the last process of the upcall that has it open ends, by whatever signal, the kernel
+drops the lock.  (A count in a file would stay wrong after a kill.)
 
-Imported by each child of an ordinary user's before anything heavy.
+Each upcall of an ordinary user imports this before anything heavy.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def take_file(path: str) -> int:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_new:
                 _sweep()
-            # A sweep may have unlinked it between the two calls: then it locks nobody out.
+            # A sweep may have unlinked it between open and flock: a lock on it would count nothing.
             if os.fstat(file).st_nlink:
                 return file
         except BlockingIOError:
@@ -71,7 +71,7 @@ def take_file(path: str) -> int:
 
 
 def _sweep() -> None:
-    """Take lock files away that nobody holds, if there are many."""
+    """Remove lock files that no process has locked, if there are many files."""
     names = os.listdir(FOLDER)
     if len(names) <= LOCK_FILES:
         return

@@ -1,16 +1,16 @@
 """An upcall's turn: ordinary users' upcalls are served a few at a time for each uid.
 
-Otherwise one user takes the machine: 200 upcalls that one uid held open were 350 processes
-with 2.7 GiB of memory.  So the front's child takes a slot (:mod:`.slots`) before it imports
-anything heavy; if none is free it hands its request over to the uid's queue keeper
-(:mod:`.queue_keeper`), one process for all that wait, and ends.
+Otherwise one user could use the machine up: 200 upcalls that one uid held open were 350
+processes with 2.7 GiB of memory.  So the process that serves an upcall takes a slot
+(:mod:`.slots`) before it imports anything heavy.  If none is free it hands its request over to the
+uid's queue keeper (:mod:`.queue_keeper`), one process for all requests that wait, and ends.
 
-No slot may be waited for by an upcall that another one waits for.  While a monitor is in the
-kernel, at init_channel, Lustre may request a key in its context, for root: uid 0 takes no slot.
-Lustre also asks for machine contexts in ordinary users' processes, and that user's upcalls
-may wait for exactly these: they have slots of their own.
+An upcall on which others depend must not wait for their slots.  While a monitor writes to
+init_channel, Lustre may request a key in its context, for root: so uid 0 takes no slot.  Lustre
+also asks for machine contexts in ordinary users' processes, and that user's upcalls may depend on
+these: so they have slots of their own.
 
-Imports little: this runs in every child.
+This module imports little, because it runs in every upcall.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
 
 def serve(key: int, call: Call, front: Child) -> None:
     """Serve the upcall for ``key``, which is instantiated unless ``front`` waits for a word,
-    when it is its turn.  Returns only if somebody else has taken the request over, or answered it.
+    when it is its turn.  Returns only if the queue keeper has taken the request over, or if it was
+    answered without a turn.
     """
     started = time.monotonic()
     forked = processes.own_start_time(front.witness)
     turn = Turn(key, call, front, started, forked)
     uid = call.requestor
-    # Garbage for a uid is refused later; here it must not become a file's name.
+    # A requestor that is no uid is refused later. Here it must not become part of a path.
     if uid != "0" and uid.isascii() and uid.isdecimal() and len(uid) <= 10 and not turn.come():
         return
     from lgss_keyring.monitor import upcall
@@ -58,8 +59,8 @@ class Turn:
         self._uid = call.requestor
 
     def come(self) -> bool:
-        """Get a slot, and the priority that goes with it.  Returns False if somebody else has
-        taken the request over, or if it was answered because there is no slot."""
+        """Get a slot, and the priority that goes with it.  Returns False if the queue keeper has taken
+        the request over, or if it was answered because there is no slot."""
         from lgss_keyring.monitor import slots
 
         try:
@@ -69,7 +70,7 @@ class Turn:
             if not self._wait():
                 return False
         except OSError:
-            return True  # a read-only /run, or no descriptors: better without a slot than not at all
+            return True  # /run is read-only, or there are no descriptors: serve it without a slot
         from lgss_keyring.monitor import priority
 
         nice = priority.of_slot(self.number)
@@ -78,9 +79,10 @@ class Turn:
         return True
 
     def _wait(self) -> bool:
-        # Another session's credential must never be in reach: a request that brings one waits here.
+        # The queue keeper must never have a session's credential in reach, so a request that
+        # brings one waits in its own process.
         is_movable = not self._call.has_keyring
-        # Those who wait already come first.
+        # Offered before a free slot is looked for, because requests that wait already come first.
         if is_movable and self._hand_over():
             return False
         if self._take(self._uid, limits.UPCALLS_AT_WORK):
@@ -117,12 +119,12 @@ class Turn:
         return self.slot >= 0
 
     def _wait_here(self, name: str, at_work: int, waiting: int, end: float) -> bool:
-        """Get one of the ``at_work`` slots called ``name`` until ``end``, with at most
-        ``waiting`` processes that do so."""
+        """Wait in this process, until ``end``, for one of the ``at_work`` slots called ``name``.  At
+        most ``waiting`` processes may do so."""
         from lgss_keyring.monitor import slots
 
-        _, place = slots.take(f"{name}-waiting", waiting)
-        if place < 0:
+        _, waiting_slot = slots.take(f"{name}-waiting", waiting)
+        if waiting_slot < 0:
             self._give_up(errno.ENOMEM, "too many upcalls of that uid wait already")
             return False
         pause = limits.FIRST_PAUSE
@@ -133,7 +135,7 @@ class Turn:
                 return False
             time.sleep(pause)
             pause = min(2 * pause, limits.LONGEST_PAUSE)
-        os.close(place)
+        os.close(waiting_slot)
         return True
 
     def _give_up(self, number: int, reason: str) -> None:
@@ -162,7 +164,7 @@ class Turn:
                 finally:
                     os._exit(1)
         except OSError:
-            pass  # no process or descriptor to be had: this one waits
+            pass  # there are no more processes or descriptors: the upcall waits in this process
         finally:
             if lock >= 0:
                 os.close(lock)

@@ -88,9 +88,7 @@ def test_only_a_keyring_that_directly_holds_credentials_is_linked(
             assert keyrings(links(site, user, user_callout())) == [b"_ses"]
 
 
-@pytest.mark.parametrize(
-    "callout", [lambda: user_callout(OTHER), machine_callout], ids=["for-user", "machine"]
-)
+@pytest.mark.parametrize("callout", [user_callout(OTHER), machine_callout()], ids=["for-user", "machine"])
 def test_roots_credentials_are_not_linked_for_others(site: Site, root: Requestor, callout: str) -> None:
     root.run(["keyctl", "newring", "_krb_roots", "@s"])
     assert keyrings(links(site, root, callout)) == []
