@@ -79,6 +79,10 @@ class Call:
         """Callout info, not checked."""
         return self._argument(4)
 
+    def replace_callout(self, text: str) -> None:
+        """Let ``text`` be the callout info from now on."""
+        self.arguments[4] = text
+
     @property
     def requestor(self) -> str:
         """The uid of the requestor."""

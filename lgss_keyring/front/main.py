@@ -45,6 +45,10 @@ def run(given: Sequence[str], serve: Serve, log_refusal: arguments.LogRefusal) -
 def _instantiate(call: arguments.Call, serve: Serve, log_refusal: arguments.LogRefusal) -> int:
     key = call.serial
     keyctl.assume_authority(key)
+    if call.key_type == "user":
+        from lgss_keyring.front import requestor_place
+
+        requestor_place.hold_to_it(key, call)
     call.has_keyring = call.brings_credentials and _link_credentials(call.keyrings)
     # The module that reads notes is loaded only if there is one.
     if not call.has_keyring and os.path.exists(call.failure_note):

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import json
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from lgss_keyring.system.processes import Task
 from lgss_keyring.worker import confinement, identity, namespaces
+from tests.support import keyutils
+from tests.support.requestor import Answer, ask
+from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
 
+from .answers import established
 from .test_confinement import UID, confined, in_hidden_child
 from .test_namespaces import process
 
 pytestmark = pytest.mark.vm
+
+MS_REC, MS_PRIVATE = 0x4000, 1 << 18
 
 
 def mount_point_v2() -> Path:
@@ -96,3 +105,50 @@ def test_code_of_a_container_finds_no_shared_memory_of_this_host() -> None:
         process("--mount", "--ipc", uid=0, then_as=UID) as pid,
     ):
         assert in_hidden_child(attack) == "-1"
+
+
+def ask_from_a_container(uid: int, description: str, callout: str) -> Answer:
+    """The answer to a process that has become ``uid`` in a mount namespace of its own, without any user
+    namespace, as root of a container can."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            assert libc.unshare(namespaces.CLONE_NEWNS) == 0
+            assert libc.mount(b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None) == 0
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            keyutils.join_session_keyring()
+            os.write(writer, json.dumps(asdict(ask(description, callout, wait=3))).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        said = pipe.read()
+    os.waitpid(pid, 0)
+    return Answer(**json.loads(said))
+
+
+@pytest.mark.parametrize("of_this_host", [False, True])
+def test_container_names_no_process_of_this_host(site: Site, upcalls: Upcalls, of_this_host: bool) -> None:
+    """Field 10 of a `user` key is the requestor's text: with a process of this host, or with none, it
+    would get the tickets that this uid has out here."""
+    site.kinit()
+    with process(uid=USER_UID) as host:
+        callout = user_callout(pid=host if of_this_host else 0)
+        answer = ask_from_a_container(USER_UID, upcalls.name(), callout)
+        if of_this_host:
+            assert answer.error == errno.EACCES
+            (event,) = upcalls.log("LGSS_ERROR=")
+            assert event["LGSS_ERROR"] == "namespace"
+        else:
+            # Its own mount namespace is entered, where it has the same tickets in this test.
+            established(answer)
+            assert any("credentials in mnt of process" in event["message"] for event in upcalls.log())
+
+
+def test_container_gets_no_machine_credential_of_this_host(upcalls: Upcalls) -> None:
+    answer = ask_from_a_container(0, upcalls.name(), machine_callout(pid=os.getpid()))
+    assert answer.error == errno.EACCES
