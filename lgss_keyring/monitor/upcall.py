@@ -207,9 +207,10 @@ class Upcall:
         if self._front.is_due:
             # The front's alarm ends it after --timeout: the word has to come before.
             wait, wait_setting = float(settings.upcall.machine_wait), "[upcall] machine_wait"
-            if self._call.timeout - MARGIN < wait:
-                wait, wait_setting = self._call.timeout - MARGIN, "--timeout in the request-key rule"
-            word_due = Deadline(min(self._started + wait, deadline.at), wait, wait_setting)
+            latest = self._call.timeout - MARGIN
+            if latest < wait:
+                wait, wait_setting = latest, "--timeout in the request-key rule"
+            word_due = Deadline(min(self._started + latest, deadline.at), wait, wait_setting)
         answer = service.serve(
             request,
             settings,

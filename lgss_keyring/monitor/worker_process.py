@@ -18,6 +18,7 @@ from lgss_keyring.formats.errors import Kind, LgssError, LimitError
 from lgss_keyring.formats.outcome import Answer, Failed
 from lgss_keyring.front import oom
 from lgss_keyring.monitor import priority
+from lgss_keyring.monitor.deadline import Deadline
 from lgss_keyring.monitor.limits import ALARM_MARGIN, DYING_SECONDS
 from lgss_keyring.worker import identity, monitor_connection
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from lgss_keyring.formats.outcome import Established, Report
-    from lgss_keyring.monitor.deadline import Deadline
     from lgss_keyring.monitor.init_channel import InitChannelWriter
     from lgss_keyring.worker.monitor_connection import MonitorConnection
 
@@ -154,8 +154,9 @@ class WorkerProcess:
         """The worker's answer, or a failure that says why there is none.
 
         Passes each step on to ``report``.  Calls ``credential_ready`` when the worker says
-        that the initiator's credential is there, which must be before
-        ``credential_deadline``.  The worker has ended and been waited for when this returns.
+        that the initiator's credential is there: at the latest at ``credential_deadline.at``,
+        and within its ``seconds`` after the worker's first step.  The worker has ended and
+        been waited for when this returns.
         """
         with _Alarm() as self._alarm:
             try:
@@ -184,11 +185,7 @@ class WorkerProcess:
         while steps <= worker_messages.STEP_LIMIT:
             self._alarm.at(current.at + spent + ALARM_MARGIN)
             if not self._ready(current.at + spent):
-                raise LimitError(
-                    f"no answer within {current}; last step: {self._speaker}{self._phase or 'none'}",
-                    hint="a KDC or name service that does not answer is the usual cause; "
-                    f"{current.setting} sets this limit",
-                )
+                raise self._late(current)
             message = self._receive(worker_messages.TOKEN_LIMIT + 2)
             if not message:
                 raise self._died()
@@ -210,10 +207,28 @@ class WorkerProcess:
                     raise worker_messages.ProtocolError("a token before the credential from the worker")
                 spent += self._write(decoded.token)
             else:
+                if not steps and not is_ready and credential_deadline is not None:
+                    # It counts from here: on a busy machine, with a hundred upcalls at once,
+                    # a worker may take longer to begin than a KDC to answer.
+                    at = min(credential_deadline.at, time.monotonic() + credential_deadline.seconds)
+                    current = Deadline(at, credential_deadline.seconds, credential_deadline.setting)
                 steps += 1
                 self._phase = decoded[1]
                 report(*decoded)
         raise worker_messages.ProtocolError(f"more than {worker_messages.STEP_LIMIT} steps from the worker")
+
+    def _late(self, deadline: Deadline) -> LimitError:
+        if not self._phase:
+            return LimitError(
+                "this machine is short of something: the worker had not begun when its time was over",
+                kind=Kind.RESOURCES,
+                hint=f"it is overloaded, or its name service hangs; {deadline.setting} sets the limit",
+            )
+        return LimitError(
+            f"no answer within {deadline}; last step: {self._speaker}{self._phase}",
+            hint="a KDC or name service that does not answer is the usual cause; "
+            f"{deadline.setting} sets this limit",
+        )
 
     def _attributed(self, answer: Answer) -> Answer:
         """``answer``, with the worker named before a failure's reason.  A user's worker is under that

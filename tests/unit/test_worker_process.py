@@ -17,6 +17,7 @@ from lgss_keyring.formats import payload, worker_messages
 from lgss_keyring.formats.errors import LgssError
 from lgss_keyring.formats.outcome import Established, Failed
 from lgss_keyring.monitor import worker_process
+from lgss_keyring.monitor.deadline import Deadline
 from lgss_keyring.monitor.worker_process import WorkerProcess
 from lgss_keyring.worker import monitor_connection
 from lgss_keyring.worker.monitor_connection import MonitorConnection
@@ -261,3 +262,37 @@ def test_outcome_that_fits_no_message_is_a_failure() -> None:
     huge = Established(128, b"handle", bytes(100_000), 2_000_000_000, "alice")
     answer = wait(WorkerProcess(lambda line: huge))
     assert answer.failure is not None and answer.failure.kind == "payload"
+
+
+def test_the_wait_for_a_credential_counts_from_the_workers_first_step() -> None:
+    """With a hundred upcalls at once a worker may take longer to begin than a KDC to answer."""
+
+    def work(connection: MonitorConnection) -> Established | Failed:
+        time.sleep(0.4)
+        connection.report("debug", "working")
+        connection.credential_ready()
+        return ESTABLISHED
+
+    due = Deadline(time.monotonic() + 2, 0.2, "[upcall] machine_wait")
+    ready: list[bool] = []
+    answer = WorkerProcess(work).wait(within(3), ignore, lambda: ready.append(True), due)
+    assert answer.failure is None and ready
+
+
+@pytest.mark.parametrize(
+    ("begins", "kind", "words"),
+    [(False, "resources", "had not begun"), (True, "limit", "no answer within 0.2 s; last step: working")],
+)
+def test_a_credential_that_comes_too_late(begins: bool, kind: str, words: str) -> None:
+    def work(connection: MonitorConnection) -> Established | Failed:
+        if begins:
+            connection.report("debug", "working")
+        time.sleep(60)
+        return ESTABLISHED
+
+    began = time.monotonic()
+    due = Deadline(began + 0.5, 0.2, "[upcall] machine_wait")
+    answer = WorkerProcess(work).wait(within(5), ignore, lambda: None, due)
+    assert time.monotonic() - began < 2
+    assert answer.failure is not None and answer.failure.kind == kind
+    assert words in answer.failure.reason and "machine_wait" in answer.failure.hint
