@@ -1,8 +1,8 @@
-"""Looking at files, as root, where users can mount file systems of their own.
+"""Looking at files as root where users can mount file systems of their own.
 
-fusermount(1) lets a user mount a file system (FUSE) on any file or folder of theirs: on
-/tmp/krb5cc_0, say, while root has no cache.  With the option allow_other root sees it, too, and a
-system call that asks it for anything waits for that user, whom not even SIGKILL ends.
+fusermount(1) lets a user mount a file system (FUSE) on any file or folder of theirs, for example on
+/tmp/krb5cc_0 while root has no cache.  With the option allow_other root sees it, too.  A system call
+that asks it for anything waits for that user's process, and SIGKILL does not end that wait.
 """
 
 from __future__ import annotations
