@@ -33,6 +33,8 @@ def is_lost(answer: Answer) -> bool:
 @click.option("--failing", default=5, show_default=True, type=click.IntRange(0))
 def main(count: int, rate: float, installs: int, failing: int) -> None:
     """Count the upcalls that are lost; exit status 1 if there are any."""
+    for line in runs.remove_dead():
+        click.echo(line, err=True)
     runs.begin()
     system = runs.folder("system")
     try:

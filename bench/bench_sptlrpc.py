@@ -42,6 +42,8 @@ def median(work: Callable[[], object], rounds: int) -> float:
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Keep the figures in this file.")
 def main(json_file: Path | None) -> None:
     """Measure, print, and fail where a bar is missed."""
+    for line in runs.remove_dead():
+        click.echo(line, err=True)
     runs.begin()
     with (
         Site() as site,

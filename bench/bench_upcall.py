@@ -127,6 +127,8 @@ def row(name: str, values: list[float], unit: str) -> str:
 @click.option("--rounds", default=100, show_default=True, type=click.IntRange(2), help="Interleaved rounds.")
 def main(json_file: Path | None, rounds: int) -> None:
     """Measure upcalls on this machine's kernel; needs root."""
+    for line in runs.remove_dead():
+        click.echo(line, err=True)
     runs.begin()
     with Site() as site:
         site.kinit()

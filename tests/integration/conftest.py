@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         pytest.exit("the integration tests need root: they install request-key rules and change ids", 3)
     for line in runs.remove_dead():
         config.get_terminal_writer().line(line)
-    runs.end_by_exception()
+    runs.begin()
 
 
 # An emulated machine, or upcalls that are measured: bars are ratios there.

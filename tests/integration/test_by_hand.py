@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import runs
 from tests.support.runs import RULES
 from tests.support.stage import CHECKOUT
 
@@ -69,14 +70,15 @@ def clean_up() -> None:
 
 @pytest.fixture
 def terminal() -> Iterator[Terminal]:
-    if FOLDER.exists() or RULE.exists():
-        pytest.skip("somebody is at docs/by-hand.md")
-    shell = Terminal()
-    try:
-        yield shell
-    finally:
-        clean_up()
-        shell.close()
+    with runs.alone("by-hand", 100) as is_alone:
+        if not is_alone or FOLDER.exists() or RULE.exists():
+            pytest.skip("somebody is at docs/by-hand.md")
+        shell = Terminal()
+        try:
+            yield shell
+        finally:
+            clean_up()
+            shell.close()
 
 
 def until(terminal: Terminal, line: str, good: Callable[[str], bool]) -> None:
@@ -87,6 +89,7 @@ def until(terminal: Terminal, line: str, good: Callable[[str], bool]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.timeout(240)  # another run may be at it
 def test_every_command_of_the_page(terminal: Terminal) -> None:
     lines = "".join(re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)).splitlines()
     assert len(lines) > 50

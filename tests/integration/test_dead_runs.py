@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,11 @@ COMMANDS = {
 
 
 class Run:
-    """One of them, started, and up to its first rule."""
+    """One of them, started, and up to its first rule; its folders are in ``folder``."""
 
-    def __init__(self, name: str, output: Path) -> None:
-        environment = {**os.environ, "KEEP": "1", "PYTHONUNBUFFERED": "1"}
+    def __init__(self, name: str, folder: Path, output: Path) -> None:
+        environment = {**os.environ, "KEEP": "1", "PYTHONUNBUFFERED": "1", "LGSS_TESTS_FOLDER": str(folder)}
+        self.folder = folder
         self.output = output
         with output.open("w") as file:
             self.process = subprocess.Popen(
@@ -45,7 +47,7 @@ class Run:
         return list(RULES.glob(f"{RULE_PREFIX}{self.process.pid}-*.conf"))
 
     def folders(self) -> list[Path]:
-        return list(runs.FOLDER.glob(f"*-{self.process.pid}-*"))
+        return list(self.folder.glob(f"*-{self.process.pid}-*"))
 
     def end(self, number: int) -> None:
         self.process.send_signal(number)
@@ -62,24 +64,35 @@ def written(rule: Path) -> str:
     return rule.read_text().splitlines()[-1]
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """For these runs alone: any other would remove what the killed one has left."""
+    made = runs.folder("dead")
+    yield made / "runs"
+    runs.remove(made)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_killed_run_leads_nobody_to_root_and_the_next_start_is_clean(name: str, tmp_path: Path) -> None:
-    killed = Run(name, tmp_path / "killed")
-    rule = killed.rules()[0]
-    words = written(rule).split()
-    named = [Path(word) for word in words[4:] if word.startswith("/")]
-    assert len(named) == 2  # program and configuration
+def test_killed_run_leads_nobody_to_root_and_the_next_start_is_clean(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    killed = Run(name, folder, tmp_path / "killed")
+    lines = [written(rule).split() for rule in killed.rules()]
+    # Programs and configurations.
+    named = [Path(word) for line in lines for word in line[4:] if word.startswith("/")]
+    assert named
     killed.end(signal.SIGKILL)
     for path in named:
-        assert runs.FOLDER in path.parents
+        assert folder in path.parents
         runs.refuse_writable(path)
-    # Nor does the program lead anywhere else.
-    assert not [path for path in named[0].parent.rglob("*") if path.is_symlink()]
-    was_there = rule.exists()  # another run may have removed it by now
-    following = Run(name, tmp_path / "following")
+        # Nor does what lies beside it lead anywhere else.
+        assert not [each for each in path.parent.rglob("*") if each.is_symlink()]
+    left = killed.folders()
+    assert len(left) >= 3  # realm, site, stage
+    following = Run(name, folder, tmp_path / "following")
     assert not killed.rules() and not killed.folders()
-    if was_there:
-        assert f"removed {rule}, which a run that has ended left behind" in following.output.read_text()
+    for path in left:
+        assert f"removed {path}, which a run that has ended left behind" in following.output.read_text()
     assert following.rules() and following.folders()
     # Ended in an orderly way it cleans up itself.
     following.end(signal.SIGTERM)

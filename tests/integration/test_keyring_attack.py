@@ -11,13 +11,13 @@ import pytest
 from tests.support.blocked import BARE, ROOT_FOR_USER, ROOT_MACHINE, USER, Callers
 from tests.support.keyring_attack import KeyringAttack
 from tests.support.requestor import Requestor
-from tests.support.site import Site, machine_callout, user_callout
+from tests.support.site import USER_UID, Site, machine_callout, user_callout
 
 from .answers import established
 from .credentials import with_default_cache
 from .waiting import keys_of, within
 
-ATTACKER, OTHER = 61321, 61322
+ATTACKER, OTHER = USER_UID + 87, USER_UID + 88
 MOST = 2.0
 """How many times as long as with a bare handler in the same attack a caller may be blocked."""
 

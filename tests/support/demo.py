@@ -228,6 +228,7 @@ class Interruption:
 
 def main() -> int:
     """Run the demo; the exit status."""
+    runs.begin()
     interruption = Interruption()
     if os.geteuid() != 0:
         say("make demo needs root: it installs a request-key rule, and acts as two users")

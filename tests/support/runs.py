@@ -8,14 +8,16 @@ folders carry the run that they belong to; and each run first removes what dead 
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
+import socket
 import stat
-import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -29,6 +31,53 @@ class TestingError(Exception):
     """Something that tests, demo or bench need is not as they need it."""
 
     __test__ = False
+
+
+SHARES, SHARE = 4, 1000
+"""How many runs at once have uids of their own, and how far these are apart."""
+_held: list[socket.socket] = []
+
+
+def first_uid() -> int:
+    """The uid of this run's main user; processes that it starts have the same.
+
+    The kernel's quota of keys and a limit of processes hold for a uid: two runs at once would take
+    them from each other.  A name of a socket is held as long as a process of the run lives.
+    """
+    share = os.environ.get("LGSS_TESTS_SHARE")
+    if share is None:
+        share = "0"
+        for number in range(SHARES):
+            if holder := _take(f"uids-{number}"):
+                _held.append(holder)
+                share = str(number)
+                break
+        os.environ["LGSS_TESTS_SHARE"] = share
+    return 61234 + SHARE * int(share)
+
+
+def _take(name: str) -> socket.socket | None:
+    holder = socket.socket(socket.AF_UNIX)
+    try:
+        holder.bind(f"\0lgss-keyring-tests-{name}")
+    except OSError:
+        holder.close()
+        return None
+    return holder
+
+
+@contextmanager
+def alone(name: str, seconds: float) -> Iterator[bool]:
+    """Be the only run that does what ``name`` says; waits for another one so long, and gives whether
+    that has ended."""
+    end = time.monotonic() + seconds
+    while not (holder := _take(name)) and time.monotonic() < end:
+        time.sleep(0.1)
+    try:
+        yield holder is not None
+    finally:
+        if holder:
+            holder.close()
 
 
 def _boot() -> str:
@@ -121,15 +170,13 @@ def remove_dead() -> list[str]:
 
 
 def begin() -> None:
-    """Begin a run of demo or bench: remove and say what dead runs have left, and end by SIGTERM as
-    by SIGINT, so that what is made is taken away."""
-    for line in remove_dead():
-        print(line, file=sys.stderr, flush=True)
-    end_by_exception()
+    """Begin a run of demo, bench or tests: let nothing of it stay, however it ends but by SIGKILL.
 
-
-def end_by_exception() -> None:
-    """Let SIGTERM raise KeyboardInterrupt in this process, not in those that it forks."""
+    SIGTERM raises KeyboardInterrupt in this process, as SIGINT does, and not in those that it forks.
+    An exception in the middle of making a rule leaves one that no variable names, so what carries
+    the name of this run is removed at its end.
+    """
+    atexit.register(_remove_own)
     own = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -140,3 +187,10 @@ def end_by_exception() -> None:
         os.kill(os.getpid(), number)
 
     signal.signal(signal.SIGTERM, handle)
+
+
+def _remove_own() -> None:
+    for rule in RULES.glob(f"{RULE_PREFIX}{tag()}-*"):
+        rule.unlink(missing_ok=True)
+    for made in FOLDER.glob(f"*-{tag()}-*"):
+        remove(made)

@@ -26,7 +26,7 @@ from tests.support.stage import Rule, Stage, TestingError
 
 HOST = "localhost"
 LOOPBACK_NID = 2 << 48 | 0x7F000001  # 127.0.0.1@tcp
-USER_UID = 61234
+USER_UID = runs.first_uid()
 """The uid of the user ``alice``; there need be no passwd entry for it."""
 
 PROGRAM, VERSION = 0x20004C47, 1
