@@ -7,21 +7,18 @@ error within a second, the log says why, and nothing is left (the fixture nothin
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from lgss_keyring.formats import payload
-from lgss_keyring.system import log
 from tests.support import table
 from tests.support.requestor import Requestor
 from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
 
 from .failures import ANSWERED, callers, failed
-from .waiting import pace, within
+from .kernel_log import kernel_log
+from .waiting import pace
 
 pytestmark = pytest.mark.vm
 
@@ -196,28 +193,3 @@ def test_log_file_that_cannot_be_written(site: Site, user: Requestor, tmp_path: 
         assert isinstance(payload.unpack(answer.data), payload.ContextPayload)
         line = said(f"cannot write the log file {tmp_path} ([log] file): Is a directory")
         assert not line or line.endswith(f" | LGSS_REQUESTOR={USER_UID}")
-
-
-@contextmanager
-def kernel_log() -> Iterator[Callable[[str], str]]:
-    """A function that gives the one line with a text that the kernel's log has got meanwhile.
-    Empty on a machine whose journal or syslog has the lines: unit tests have that."""
-    if os.path.exists(log.JOURNAL) or os.path.exists(log.SYSLOG) or not os.access(log.KMSG, os.R_OK):
-        yield lambda text: ""
-        return
-    with open(log.KMSG, "rb", buffering=0) as kernel:
-        os.set_blocking(kernel.fileno(), False)
-        os.lseek(kernel.fileno(), 0, os.SEEK_END)
-        lines: list[str] = []
-
-        def find(text: str) -> str:
-            def found() -> list[str]:
-                while (record := kernel.read(8192)) is not None:
-                    lines.append(record.decode().partition(";")[2].partition("\n")[0])
-                return [line for line in lines if text in line]
-
-            assert within(2, found), lines
-            (line,) = found()
-            return line
-
-        yield find

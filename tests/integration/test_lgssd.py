@@ -74,6 +74,11 @@ def test_failures_are_told(site: Site, daemon: Daemon) -> None:
     site.realm.ccache_of(61360).unlink(missing_ok=True)
     seq, answer = daemon.ask(upcall(61360, seq=77).pack())
     assert (seq, answer) == (77, payload.FailurePayload(errno.ENOKEY, 7 << 16))
+    _, answer = daemon.ask(upcall(nid=13 << 48 | 5).pack())
+    assert answer == payload.FailurePayload(errno.EHOSTUNREACH, 0)
+    lines = daemon.log_file.read_text().splitlines()
+    assert any(f'or [hosts]: "5@gni" = "NAME" (in {daemon.config})' in line for line in lines)
+    assert all("LGSS_REQUESTOR=0" in line for line in lines if "LGSS_ERROR" in line)
     with sptlrpc.create_policy("pipe", path=daemon.path) as policy:
         with policy.create_sec(TARGET, "krb5i") as sec, sec.lookup_ctx(61360) as context:
             with pytest.raises(LgssError) as caught:

@@ -17,6 +17,7 @@ from tests.support.requestor import Requestor
 from tests.support.site import Site, user_callout
 
 from .answers import established
+from .kernel_log import kernel_log
 from .waiting import pace, root_processes, upcall_processes, within
 
 pytestmark = pytest.mark.vm
@@ -187,10 +188,12 @@ def test_a_damaged_installation_still_answers(site: Site, ticket: int) -> None:
     front = broken / "lgss_keyring.py"
     front.write_text(site.stage.program.read_text())
     front.chmod(0o755)
-    with site.upcalls(program=front) as upcalls, Requestor(ticket) as user:
+    with site.upcalls(program=front) as upcalls, Requestor(ticket) as user, kernel_log() as line_with:
         answer = user.ask(upcalls.name(), user_callout())
+        line = line_with(f"key {answer.key}: ModuleNotFoundError")
     assert payload.unpack(answer.data) == payload.FailurePayload(errno.ELIBACC, 0)
     assert answer.updated is not None and answer.updated < pace(1)
+    assert not line or line.endswith(f"; reinstall lgss_keyring | LGSS_REQUESTOR={ticket}")
 
 
 def test_an_installation_without_its_first_module_says_so(site: Site, ticket: int) -> None:
@@ -209,7 +212,9 @@ def test_an_installation_without_its_first_module_says_so(site: Site, ticket: in
     )
     front.write_text(text.replace("    import syslog\n", fake))
     front.chmod(0o755)
-    with site.upcalls(program=front) as upcalls, Requestor(ticket) as user:
+    with site.upcalls(program=front) as upcalls, Requestor(ticket) as user, kernel_log() as line_with:
         assert user.ask(upcalls.name(), user_callout()).error == errno.ENOKEY
+        line = line_with("No module named 'lgss_keyring.front'")
+    assert not line or line.endswith("; reinstall lgss_keyring")
     assert "No module named 'lgss_keyring.front'" in told.read_text()
     assert "reinstall" in told.read_text()
