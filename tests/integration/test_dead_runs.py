@@ -117,6 +117,17 @@ def test_dead_is_what_no_process_of_that_start_and_boot_has_made() -> None:
     assert runs.is_dead(Path(f"stage-4194305-{start}-{boot}-abc"))
 
 
+def test_rule_of_an_older_checkout_is_known_by_its_pattern(tmp_path: Path) -> None:
+    rule = tmp_path / "lgss-test-abcdefgh.conf"
+    line = "create\tuser\tlgss:{}.5:*\t*\t/tmp/lgss-stage-x/lgss_keyring.py %o %k\n"
+    rule.write_text(line.format(os.getpid()))
+    assert not runs.is_dead(rule)
+    rule.write_text(line.format(4194305))
+    assert runs.is_dead(rule)
+    rule.write_text("create\tuser\tlgss:*\t*\t/usr/sbin/lgss_keyring %o %k\n")
+    assert not runs.is_dead(rule)
+
+
 def test_no_rule_leads_to_a_program_that_others_could_make_again(tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.touch()

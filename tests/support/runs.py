@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import signal
 import socket
@@ -100,14 +101,15 @@ def tag() -> str:
 
 
 def is_dead(path: Path) -> bool:
-    """Whether the run of a file or folder named ``...-PID-START-BOOT-...`` has ended.  What has no
-    such name was made by a checkout of November 2026 or before: no run lasts a day."""
+    """Whether the run of a file or folder named ``...-PID-START-BOOT-...`` has ended.  A checkout
+    of November 2026 or before gave its rules other names; their pattern has the process."""
     words = path.name.split("-")
     for pid, start, boot in zip(words, words[1:], words[2:], strict=False):
         if pid.isdecimal() and start.isdecimal() and len(boot) == 8:
             return boot != _boot() or _start_time(int(pid)) != start
     with suppress(OSError):
-        return time.time() - path.lstat().st_mtime > 24 * 3600
+        pattern = re.search(r"\tlgss:(\d+)\.\d+:", path.read_text())
+        return pattern is not None and not _start_time(int(pattern[1]))
     return False
 
 
