@@ -57,12 +57,18 @@ class Turn:
         self._started = started
         self._forked = forked
         self._uid = call.requestor
+        self._name = self._uid
+        """Whose slots these are: those of all subordinate uids of one user are the same."""
 
     def come(self) -> bool:
         """Get a slot, and the priority that goes with it.  Returns False if the queue keeper has taken
         the request over, or if it was answered because there is no slot."""
         from lgss_keyring.monitor import slots
+        from lgss_keyring.system import subordinate
 
+        first = subordinate.range_of(int(self._uid))
+        if first >= 0:
+            self._name = f"{first}-subordinate"
         try:
             slots.prepare_folder()
             if self._call.is_machine:
@@ -81,11 +87,12 @@ class Turn:
     def _wait(self) -> bool:
         # The queue keeper must never have a session's credential in reach, so a request that
         # brings one waits in its own process.
-        is_movable = not self._call.has_keyring
+        # One keeper serves one uid.
+        is_movable = not self._call.has_keyring and self._name == self._uid
         # Offered before a free slot is looked for, because requests that wait already come first.
         if is_movable and self._hand_over():
             return False
-        if self._take(self._uid, limits.UPCALLS_AT_WORK):
+        if self._take(self._name, limits.UPCALLS_AT_WORK):
             return True
         if is_movable:
             end = time.monotonic() + limits.KEEPER_SECONDS
@@ -99,10 +106,10 @@ class Turn:
         from lgss_keyring.monitor import hand_over
 
         end = hand_over.turn_ends(self._call, self._started)
-        return self._wait_here(self._uid, limits.UPCALLS_AT_WORK, limits.WAITING_PROCESSES, end)
+        return self._wait_here(self._name, limits.UPCALLS_AT_WORK, limits.WAITING_PROCESSES, end)
 
     def _wait_for_machine(self) -> bool:
-        name = f"{self._uid}-machine"
+        name = f"{self._name}-machine"
         if self._take(name, limits.MACHINE_UPCALLS_AT_WORK):
             return True
         return self._wait_here(

@@ -120,10 +120,12 @@ class Log:
         """Whether one more line of ``requestor`` is shown, and what is added to its text.
         Reports what was hidden before."""
         # Only here, because requests of root need none of it.
-        from lgss_keyring.system import line_limit
+        from lgss_keyring.system import line_limit, subordinate
 
         limit = limits.LOG_LINES if self.level < LEVELS["debug"] else limits.LOG_LINES_AT_DEBUG
-        verdict = line_limit.count(self._folder, requestor, for_machine, limit)
+        first = subordinate.range_of(requestor)
+        counted = first if first >= 0 else requestor
+        verdict = line_limit.count(self._folder, counted, for_machine, limit)
         hidden = verdict.hidden
         if hidden is not None:
             whose = "its requests for the machine" if hidden.for_machine else "its requests"
