@@ -57,8 +57,8 @@ class Log:
     ``level``
         the least urgent name of :data:`LEVELS` that is still written.
     ``path``
-        a file to append to, made with mode 0600; empty: none.  That it cannot be written is
-        told once, by journal, syslog or the kernel's log.
+        a file to append to, made with mode 0600; empty: none.  A failure to write it is
+        reported once, by journal, syslog or the kernel's log.
     ``journal``, ``syslog``, ``kmsg``
         the sockets and the device of these; the first that is there gets the line.
     ``started``

@@ -187,7 +187,7 @@ def test_bad_configuration(site: Site, user: Requestor, text: str, mode: int, wo
 
 
 def test_log_file_that_cannot_be_written(site: Site, user: Requestor, tmp_path: Path) -> None:
-    """It is told where lines go anyway, once for each upcall."""
+    """It is reported where lines go anyway, once for each upcall."""
     with site.upcalls({"log": {"file": str(tmp_path)}}) as upcalls, kernel_log() as said:
         answer = user.ask(upcalls.name(), user_callout())
         assert isinstance(payload.unpack(answer.data), payload.ContextPayload)

@@ -76,7 +76,7 @@ def test_the_kernel_takes_the_longest_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "nowhere"])
-def test_a_log_file_that_cannot_be_written_is_told_once(tmp_path: Path, kind: str) -> None:
+def test_a_log_file_that_cannot_be_written_is_reported_once(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "log"
     if kind == "folder":
         path.mkdir()
