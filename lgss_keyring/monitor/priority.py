@@ -14,6 +14,8 @@ NICE = 10
 NICE_OF_FURTHER = 19
 """The nice value of the further ones.  With 16 at nice 10 another user's context took nine times as
 long."""
+QUEUE_NICE = 13
+"""The nice value of a queue keeper's session, in which all upcalls run that it has started."""
 FIRST = 2
 """How many upcalls of a uid are its first ones."""
 

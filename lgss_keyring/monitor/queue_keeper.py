@@ -116,7 +116,7 @@ class QueueKeeper:
         self._lock = lock
         # Only now, because the sooner it listens, the fewer processes wait for it. All that it starts
         # shares one autogroup, and so no more than one process's part of the processors.
-        priority.lower_session(priority.NICE)
+        priority.lower_session(priority.QUEUE_NICE)
 
     def run(self) -> None:
         """Serve until nothing waits any more."""

@@ -6,17 +6,21 @@ import contextlib
 import gc
 import os
 import signal
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from lgss_keyring.front import keyctl
 from tests.support import keyutils
-from tests.support.requestor import Requestor
+from tests.support.requestor import PLACEHOLDER, Requestor
 from tests.support.site import Upcalls, machine_callout, user_callout
 
 QUOTA = Path("/proc/sys/kernel/keys")
 REQUESTORS = 10
 STORM_PROCESSES = 8
+OTHER_UID = 61251
+"""Another user, who suffers from the attack."""
 
 
 @contextlib.contextmanager
@@ -46,15 +50,15 @@ def held_open(upcalls: Upcalls, uid: int, count: int) -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def storm(upcalls: Upcalls, uid: int) -> Iterator[None]:
-    """Processes of ``uid`` that request contexts in a loop, and wait for none."""
+def storm(upcalls: Upcalls, uid: int, processes: int = STORM_PROCESSES, wait: bool = False) -> Iterator[None]:
+    """Processes of ``uid`` that request contexts in a loop, and ``wait`` for each, or for none."""
     pids = []
     try:
-        for number in range(STORM_PROCESSES):
+        for number in range(processes):
             pid = os.fork()
             if pid == 0:
                 try:
-                    _request_for_ever(upcalls, uid, number)
+                    _request_for_ever(upcalls, uid, number, wait)
                 finally:
                     os._exit(1)
             pids.append(pid)
@@ -66,7 +70,7 @@ def storm(upcalls: Upcalls, uid: int) -> Iterator[None]:
             os.waitpid(pid, 0)
 
 
-def _request_for_ever(upcalls: Upcalls, uid: int, number: int) -> None:
+def _request_for_ever(upcalls: Upcalls, uid: int, number: int, wait: bool) -> None:
     gc.disable()
     os.setgroups([])
     os.setresgid(uid, uid, uid)
@@ -78,7 +82,9 @@ def _request_for_ever(upcalls: Upcalls, uid: int, number: int) -> None:
         keyutils.join_session_keyring()
         with contextlib.suppress(OSError):
             name = upcalls.name(f"storm-{number}-{turn}").encode()
-            keyutils.request_key(b"user", name, callout, keyctl.KEY_SPEC_SESSION_KEYRING)
+            key = keyutils.request_key(b"user", name, callout, keyctl.KEY_SPEC_SESSION_KEYRING)
+            while wait and keyutils.read_key(key) == PLACEHOLDER:
+                time.sleep(0.005)
         turn += 1
 
 
@@ -95,6 +101,29 @@ def contexts(upcalls: Upcalls, uid: int, rounds: int) -> list[tuple[float, float
     return found
 
 
+class Times:
+    """Seconds blocked, and until there is a context, of root's and of another user's requests."""
+
+    def __init__(self, upcalls: Upcalls) -> None:
+        self._upcalls = upcalls
+        self.found: dict[int, list[tuple[float, float]]] = {0: [], OTHER_UID: []}
+
+    def measure(self, rounds: int) -> None:
+        """Make so many requests of each, one after the other."""
+        for uid, found in self.found.items():
+            found += contexts(self._upcalls, uid, rounds)
+
+    def ratios(self, quiet: Times, uid: int) -> tuple[float, float]:
+        """Of the medians, to those of a quiet machine."""
+        blocked, updated = (
+            statistics.median(mine) / statistics.median(theirs)
+            for mine, theirs in zip(
+                zip(*self.found[uid], strict=True), zip(*quiet.found[uid], strict=True), strict=True
+            )
+        )
+        return blocked, updated
+
+
 def pss(pids: list[int]) -> int:
     """Bytes of proportional set size of the processes ``pids``."""
     total = 0
@@ -104,3 +133,8 @@ def pss(pids: list[int]) -> int:
                 if line.startswith("Pss:"):
                     total += int(line.split()[1]) << 10
     return total
+
+
+def pids() -> list[int]:
+    """All processes of this machine."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
