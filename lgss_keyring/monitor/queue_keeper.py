@@ -56,30 +56,34 @@ def run(uid: str, lock: int) -> None:
             _watch(keeper, uid, queue)
         else:
             QueueKeeper(uid, lock, queue).run()
-    finally:
         os._exit(0)
+    finally:
+        os._exit(1)
 
 
 def _watch(keeper: int, uid: str, queue: int) -> None:
-    """Wait for the keeper, and answer what it leaves if it is killed."""
+    """Wait for the keeper, and answer what it leaves if it was killed, or had a defect."""
     _, status = os.waitpid(keeper, 0)
-    if not os.WIFSIGNALED(status):
+    if not status:
         return
-    left = [(keyring, key) for keyring in keyrings.members(queue) for key in keyrings.members(keyring)]
-    for keyring, key in left:
+    how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "an error of its own"
+    answered = 0
+    for keyring in keyrings.members(queue):
         try:
+            (key,) = keyrings.members(keyring)
             front_answer.update(key, front_answer.failure(errno.EIO), time.monotonic() + ANSWER_PATIENCE)
+            answered += 1
             if keyrings.describe(key).startswith(b"user;"):
                 keys.set_timeout(key, front_answer.FAILURE_LIFE)
-        except (OSError, LgssError):
+        except (OSError, ValueError, LgssError):
             pass  # nobody waits for it any more
         _forget(keyring, queue)
     log = Log(started=time.monotonic())
     log.bind(requestor=uid)
     log.event(
         "warning",
-        f"the queue keeper of uid {uid} was killed by signal {os.WTERMSIG(status)}; "
-        f"{len(left)} waiting keys were answered with EIO; see the kernel's log",
+        f"the queue keeper of uid {uid} was ended by {how}; "
+        f"{answered} waiting keys were answered with EIO; see the kernel's log",
         error=Kind.KILLED,
         errno="EIO",
     )
