@@ -13,7 +13,7 @@ from collections.abc import Callable
 import click
 
 from tests.support import load, peers
-from tests.support.site import USER_UID, Site, Upcalls
+from tests.support.site import Site, Upcalls
 from tests.support.stage import TestingError
 
 HELD = 200
@@ -75,7 +75,7 @@ def main(rounds: int) -> None:
     peaks = {"processes": 0, "memory": 0}
 
     with Site() as site, peers.Silent() as peer, load.quota(2000), site.upcalls() as upcalls:
-        for uid in (USER_UID, load.OTHER_UID):
+        for uid in (load.ATTACKER, load.OTHER_UID):
             site.kinit(uid)
         load.Times(upcalls).measure(3)
         silent = {"rpcsec_gss": {"port": peer.port, "reply_timeout": 2}}
@@ -90,9 +90,9 @@ def main(rounds: int) -> None:
             site.upcalls(options=f"--timeout {STORM_SECONDS}") as stormed,
         ):
             attacks: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
-                f"{HELD} of one uid held open": lambda: load.held_open(held, USER_UID, HELD),
-                "storm of 8 loops that wait for nothing": lambda: load.storm(stormed, USER_UID),
-                "storm of 16 loops that wait": lambda: load.storm(stormed, USER_UID, 16, wait=True),
+                f"{HELD} of one uid held open": lambda: load.held_open(held, load.ATTACKER, HELD),
+                "storm of 8 loops that wait for nothing": lambda: load.storm(stormed, load.ATTACKER),
+                "storm of 16 loops that wait": lambda: load.storm(stormed, load.ATTACKER, 16, wait=True),
             }
             click.echo("attack | figure")
             for name, attack in attacks.items():

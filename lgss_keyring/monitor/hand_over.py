@@ -23,7 +23,7 @@ from lgss_keyring.formats.errors import LgssError
 from lgss_keyring.formats.record import Record
 from lgss_keyring.front.arguments import Call
 from lgss_keyring.monitor import slots
-from lgss_keyring.monitor.limits import HAND_OVER_SECONDS, LEAST_WORK_SECONDS, MARGIN
+from lgss_keyring.monitor.limits import HAND_OVER_SECONDS, MARGIN, WORK_SHARE
 from lgss_keyring.system import keyrings
 
 MESSAGE_LIMIT = 1 << 15
@@ -47,7 +47,7 @@ class Request(Record):
 def turn_ends(call: Call, started: float) -> float:
     """Until when an upcall that began at ``started`` may wait for its turn (time.monotonic())."""
     # [upcall] timeout is not known before the configuration is read.
-    return started + call.timeout - MARGIN - LEAST_WORK_SECONDS
+    return started + (call.timeout - MARGIN) * (1 - WORK_SHARE)
 
 
 def path(uid: str) -> str:

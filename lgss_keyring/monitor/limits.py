@@ -25,8 +25,8 @@ MACHINE_WAITING_PROCESSES = 8
 """The same for requests for the machine's credential from an ordinary uid's processes."""
 MACHINE_TURN_SECONDS = 5.0
 """How long such a request waits for its turn: the rest of `[upcall] machine_wait` is its KDC's."""
-LEAST_WORK_SECONDS = 0.5
-"""What must be left of an upcall's time when its turn comes."""
+WORK_SHARE = 0.1
+"""What part of an upcall's time must be left when its turn comes."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.2
 """Seconds between two looks for a free slot, in an upcall's own process."""
 QUEUE_PAUSE = 0.02

@@ -17,7 +17,7 @@ from lgss_keyring.front import arguments
 from lgss_keyring.monitor import hand_over
 from tests.support import load, peers
 from tests.support.requestor import Answer, Requestor
-from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
+from tests.support.site import Site, Upcalls, machine_callout, user_callout
 
 from .answers import established, proven
 from .failures import failed
@@ -31,8 +31,9 @@ AT_WORK = 16
 
 
 @pytest.fixture
-def silent(site: Site, ticket: int) -> Iterator[Upcalls]:
+def silent(site: Site) -> Iterator[Upcalls]:
     """A rule whose server never answers: an upcall takes 2 s."""
+    site.kinit(load.ATTACKER)
     with peers.Silent() as peer:
         limits = {"port": peer.port, "reply_timeout": pace.whole(2)}
         with site.upcalls({"rpcsec_gss": limits}, "--timeout 12") as upcalls, load.quota(1000):
@@ -69,7 +70,7 @@ def test_200_upcalls_held_open(site: Site, silent: Upcalls, upcalls: Upcalls) ->
     quiet, held = load.Times(upcalls), load.Times(upcalls)
     for _ in range(2):
         quiet.measure(5)
-        with load.held_open(silent, USER_UID, 200) as keys:
+        with load.held_open(silent, load.ATTACKER, 200) as keys:
             began = time.monotonic()
             time.sleep(pace(0.5))
             processes = upcall_processes(site)
@@ -79,23 +80,24 @@ def test_200_upcalls_held_open(site: Site, silent: Upcalls, upcalls: Upcalls) ->
             assert within(15, lambda: not upcall_processes(site))
             assert time.monotonic() - began < pace(14)
             ends = final(silent)
-            assert {str(key) for key in keys} <= set(ends)
+            missing = {str(key) for key in keys} - set(ends)
+            assert not missing, (len(missing), [e["message"] for e in silent.log() if "LGSS_HIDDEN" in e])
             assert set(ends.values()) <= {"acceptor-silent", "too-many-upcalls", "limit"}
         quiet.measure(5)
     assert max(held.ratios(quiet, 0)) < 1.5
-    left = [name for name in os.listdir(arguments.SLOTS) if name.startswith(f"{USER_UID}.")]
+    left = [name for name in os.listdir(arguments.SLOTS) if name.startswith(f"{load.ATTACKER}.")]
     assert all(re.fullmatch(r"\d+\.(\d+|pace|queue\.lock)", name) for name in left), left
 
 
 def test_storm_of_one_uid(site: Site, upcalls: Upcalls) -> None:
-    site.kinit()
+    site.kinit(load.ATTACKER)
     site.kinit(load.OTHER_UID)
     load.Times(upcalls).measure(3)
     quiet, stormed = load.Times(upcalls), load.Times(upcalls)
     with site.upcalls(options="--timeout 8") as attacked, load.quota(1000):
         for _ in range(3):
             quiet.measure(5)
-            with load.storm(attacked, USER_UID):
+            with load.storm(attacked, load.ATTACKER):
                 time.sleep(pace(2))
                 stormed.measure(5)
             assert within(12, lambda: not upcall_processes(site))
@@ -103,45 +105,50 @@ def test_storm_of_one_uid(site: Site, upcalls: Upcalls) -> None:
 
 
 def test_an_upcall_that_has_waited_gets_its_context(site: Site, silent: Upcalls, upcalls: Upcalls) -> None:
-    with load.held_open(silent, USER_UID, AT_WORK + 2), Requestor(USER_UID) as user:
-        answer = user.ask(upcalls.name(), user_callout(), wait=pace(8))
+    with load.held_open(silent, load.ATTACKER, AT_WORK + 2), Requestor(load.ATTACKER) as user:
+        answer = user.ask(upcalls.name(), user_callout(load.ATTACKER), wait=pace(8))
         assert answer.updated is not None and answer.updated > 0.5
         proven(site, answer)
-    assert within(8, lambda: not has_queue(USER_UID) and not upcall_processes(site))
+    assert within(8, lambda: not has_queue(load.ATTACKER) and not upcall_processes(site))
 
 
 def test_a_credential_in_a_session_keyring_waits_for_itself(
     site: Site, silent: Upcalls, session_caches: Upcalls
 ) -> None:
-    with Requestor(USER_UID) as user:
+    with Requestor(load.ATTACKER) as user:
         kinit_in_session(site, user)
-        with load.held_open(silent, USER_UID, AT_WORK + 2):
-            proven(site, user.ask(session_caches.name(), user_callout(), wait=pace(8)))
+        with load.held_open(silent, load.ATTACKER, AT_WORK + 2):
+            proven(site, user.ask(session_caches.name(), user_callout(load.ATTACKER), wait=pace(8)))
     # Nobody else gets that credential, even of those that have waited meanwhile.
-    with Requestor(USER_UID) as without:
-        failed(without.ask(session_caches.name(), user_callout()), session_caches, errno.ENOKEY, "no-ticket")
+    with Requestor(load.ATTACKER) as without:
+        failed(
+            without.ask(session_caches.name(), user_callout(load.ATTACKER)),
+            session_caches,
+            errno.ENOKEY,
+            "no-ticket",
+        )
 
 
 def test_root_takes_no_slot(site: Site, silent: Upcalls, upcalls: Upcalls, root: Requestor) -> None:
     """Nor does what a monitor causes in the kernel, which asks as root."""
-    with load.held_open(silent, USER_UID, AT_WORK + 4):
-        for callout in (user_callout(USER_UID), machine_callout()):
+    with load.held_open(silent, load.ATTACKER, AT_WORK + 4):
+        for callout in (user_callout(load.ATTACKER), machine_callout()):
             answer = root.ask(upcalls.name(), callout)
             established(answer)
             assert answer.updated is not None and answer.updated < pace(1)
 
 
 def test_requests_for_the_machine_have_slots_of_their_own(silent: Upcalls, upcalls: Upcalls) -> None:
-    with load.held_open(silent, USER_UID, AT_WORK + 4), Requestor(USER_UID) as user:
+    with load.held_open(silent, load.ATTACKER, AT_WORK + 4), Requestor(load.ATTACKER) as user:
         # Refused, because its key could be read; but at once.
         failed(user.ask(upcalls.name(), machine_callout()), upcalls, errno.EACCES, "refused")
 
 
 def test_killed_monitors_leave_their_slots(site: Site, silent: Upcalls, upcalls: Upcalls) -> None:
-    with load.held_open(silent, USER_UID, AT_WORK), Requestor(USER_UID) as user:
+    with load.held_open(silent, load.ATTACKER, AT_WORK), Requestor(load.ATTACKER) as user:
         assert within(5, lambda: silent_workers(site) == AT_WORK)
         end_all(site)
-        answer = user.ask(upcalls.name(), user_callout())
+        answer = user.ask(upcalls.name(), user_callout(load.ATTACKER))
         established(answer)
         assert answer.updated is not None and answer.updated < pace(3)
 
@@ -158,30 +165,30 @@ def silent_workers(site: Site) -> int:
     found = 0
     for pid in upcall_processes(site):
         with contextlib.suppress(OSError):
-            found += f"Uid:\t{USER_UID}\t" in Path(f"/proc/{pid}/status").read_text()
+            found += f"Uid:\t{load.ATTACKER}\t" in Path(f"/proc/{pid}/status").read_text()
     return found
 
 
 def test_a_killed_queue_keeper_answers_nevertheless(site: Site, silent: Upcalls) -> None:
-    with load.held_open(silent, USER_UID, AT_WORK + 4), Requestor(USER_UID) as user:
-        assert within(2, lambda: has_queue(USER_UID))
+    with load.held_open(silent, load.ATTACKER, AT_WORK + 4), Requestor(load.ATTACKER) as user:
+        assert within(2, lambda: has_queue(load.ATTACKER))
         name = silent.name()
-        user.start(name, user_callout(), wait=pace(8))
+        user.start(name, user_callout(load.ATTACKER), wait=pace(8))
         time.sleep(pace(0.5))
         began = time.monotonic()
-        os.kill(listener(USER_UID), 9)
+        os.kill(listener(load.ATTACKER), 9)
         answer: Answer = user.result()
         assert time.monotonic() - began < pace(3)
     assert payload.unpack(answer.data) == payload.FailurePayload(errno.EIO, 0)
     # And the next one is no worse off.
-    with Requestor(USER_UID) as user:
+    with Requestor(load.ATTACKER) as user:
         assert within(12, lambda: not upcall_processes(site))
-        assert user.ask(silent.name(), user_callout(), wait=0).error == 0
+        assert user.ask(silent.name(), user_callout(load.ATTACKER), wait=0).error == 0
 
 
 def test_upcall_without_a_turn_is_answered(silent: Upcalls, upcalls_of_4_s: Upcalls) -> None:
-    with load.held_open(silent, USER_UID, 3 * AT_WORK), Requestor(USER_UID) as user:
-        answer = user.ask(upcalls_of_4_s.name(), user_callout(), wait=pace(5))
+    with load.held_open(silent, load.ATTACKER, 3 * AT_WORK), Requestor(load.ATTACKER) as user:
+        answer = user.ask(upcalls_of_4_s.name(), user_callout(load.ATTACKER), wait=pace(5))
         failed(answer, upcalls_of_4_s, errno.ETIMEDOUT, "too-many-upcalls", "no turn within", limit=4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import signal
@@ -19,22 +20,29 @@ from tests.support.site import Upcalls, machine_callout, user_callout
 QUOTA = Path("/proc/sys/kernel/keys")
 REQUESTORS = 10
 STORM_PROCESSES = 8
+ATTACKER = 200_000 + os.getpid()
+"""The uid of attacks.  It is this run's own: the slots of a uid are the machine's."""
 OTHER_UID = 61251
 """Another user, who suffers from the attack."""
 
 
 @contextlib.contextmanager
 def quota(keys: int) -> Iterator[None]:
-    """Let each ordinary user have so many keys, of 100 bytes each."""
+    """Let each ordinary user have so many keys, of 100 bytes each.
+
+    The quota is the whole machine's.  Another run that changes it waits until this one is done.
+    """
     files = {QUOTA / "maxkeys": keys, QUOTA / "maxbytes": 100 * keys}
-    before = {file: file.read_text() for file in files}
-    try:
-        for file, value in files.items():
-            file.write_text(str(value))
-        yield
-    finally:
-        for file, text in before.items():
-            file.write_text(text)
+    with open(QUOTA / "maxkeys", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = {file: file.read_text() for file in files}
+        try:
+            for file, value in files.items():
+                file.write_text(str(value))
+            yield
+        finally:
+            for file, text in before.items():
+                file.write_text(text)
 
 
 @contextlib.contextmanager
