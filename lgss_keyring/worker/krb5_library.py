@@ -59,6 +59,7 @@ __all__ = [
     "new_context",
     "parse_name_flags",
     "selected",
+    "shown_time",
     "store_in",
     "tgt_of",
     "tickets_of",
@@ -97,6 +98,11 @@ class Ticket(Record):
     def is_ticket_granting(self) -> bool:
         """Whether it is for a KDC, of whatever realm."""
         return self.creds.server.components[:1] == [b"krbtgt"]
+
+
+def shown_time(seconds: float) -> str:
+    """A time in seconds since the epoch for people, in UTC: a container has its own time zone."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
 def tickets_of(cache: CCache) -> list[Ticket]:

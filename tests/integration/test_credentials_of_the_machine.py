@@ -157,6 +157,8 @@ def test_ticket_that_is_soon_over_is_not_good(
     time.sleep(3.2)  # less than a quarter is left
     with site.upcalls() as upcalls:
         assert initiator(upcalls, root.ask(upcalls.name(), machine_callout())) == "lustre_root/localhost"
+        words = f"the ticket of host/localhost@{REALM} in cache FILE:{root_cache} is not used: it ends 20"
+        assert words in messages(upcalls)
 
 
 @pytest.mark.parametrize("what", ["fifo", "link", "of somebody else", "forged"])

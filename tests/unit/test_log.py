@@ -94,8 +94,10 @@ def test_a_log_file_that_cannot_be_written_is_reported_once(tmp_path: Path, kind
         with pytest.raises(BlockingIOError):
             journal.recv(1)
     assert sum("MESSAGE=hello\n" in line for line in lines) == 3
-    (told,) = [line for line in lines if f"MESSAGE=cannot write the log file {path} ([log] file): " in line]
-    assert "PRIORITY=4\n" in told and "LGSS_REQUESTOR=0\n" in told
+    (warning,) = [
+        line for line in lines if f"MESSAGE=cannot write the log file {path} ([log] file): " in line
+    ]
+    assert "PRIORITY=4\n" in warning and "LGSS_REQUESTOR=0\n" in warning
 
 
 def test_a_full_journal_does_not_block(tmp_path: Path) -> None:

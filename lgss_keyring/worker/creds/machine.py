@@ -79,9 +79,15 @@ class _Search:
         except LgssError as error:
             self._report("debug", error.reason)
             return None
-        if tgt is None or not tgt.good():
+        if tgt is None:
             return None
         shown = name.decode("utf-8", "replace")
+        if not tgt.good():
+            ends = krb5_library.shown_time(tgt.end)
+            self._report(
+                "debug", f"the ticket of {tgt.creds.client} in cache {shown} is not used: it ends {ends}"
+            )
+            return None
         if not self._principals.accepts(tgt.creds.client, from_cache=True):
             self._report("debug", f"{tgt.creds.client} in cache {shown} is not for this")
             return None

@@ -76,9 +76,9 @@ def behind_failure(context: krb5_library.Context, name: bytes, kind: str) -> Cre
         return _no_kcm(name) if error.err_code == krb5_library.KCM_NO_SERVER else None
     if ticket is None or ticket.end > time.time():
         return None
-    ended = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(ticket.end))
+    ended = krb5_library.shown_time(ticket.end)
     return CredentialError(
-        f"the ticket of {ticket.creds.client} in {_shown(name)} expired at {ended} UTC",
+        f"the ticket of {ticket.creds.client} in {_shown(name)} expired at {ended}",
         errno=errno.EKEYEXPIRED,
         major=GSS_S_CREDENTIALS_EXPIRED,
         kind=Kind.TICKET_EXPIRED,
