@@ -203,7 +203,9 @@ def test_lgssc_is_instantiated_without_a_payload(site: Site, root: Requestor) ->
         assert "keyctl_instantiate" in upcalls.log("LGSS_ERROR=")[-1]["message"]
 
 
-def test_requestors_keyrings_are_out_of_the_machines_reach(site: Site, root: Requestor) -> None:
+def test_requestors_keyrings_are_out_of_the_machines_reach(
+    site: Site, root: Requestor, root_cache: Path
+) -> None:
     """The danger of docs/protocol.md 10: with the requestor's session keyring linked, root would
     resolve KEYRING:session to what is in there.  And each link takes the whole kernel's lock, so
     only a keyring that holds credentials is linked, for who asks for itself."""
