@@ -82,7 +82,7 @@ def test_200_upcalls_held_open(site: Site, silent: Upcalls, upcalls: Upcalls) ->
             ends = final(silent)
             missing = {str(key) for key in keys} - set(ends)
             assert not missing, (len(missing), [e["message"] for e in silent.log() if "LGSS_HIDDEN" in e])
-            assert set(ends.values()) <= {"acceptor-silent", "too-many-upcalls", "limit"}
+            assert set(ends.values()) <= {"acceptor-silent", "too-many-upcalls", "limit", "resources"}
         quiet.measure(5)
     assert max(held.ratios(quiet, 0)) < 1.5
     left = [name for name in os.listdir(arguments.SLOTS) if name.startswith(f"{load.ATTACKER}.")]
