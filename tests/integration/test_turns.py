@@ -74,7 +74,8 @@ def test_200_upcalls_held_open(site: Site, silent: Upcalls, upcalls: Upcalls) ->
             began = time.monotonic()
             time.sleep(pace(0.5))
             processes = upcall_processes(site)
-            assert AT_WORK * 3 <= len(processes) <= 80
+            # Less than three for each while one ends and the next begins.
+            assert AT_WORK * 2 < len(processes) <= 80
             assert load.pss(processes) <= 400 << 20
             held.measure(9)
             assert within(15, lambda: not upcall_processes(site))
