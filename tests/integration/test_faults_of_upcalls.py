@@ -108,7 +108,7 @@ def test_a_front_that_ends_before_it_instantiated_is_told_of(
     site: Site, user: Requestor, name: str, options: str, statement: str, seconds: float
 ) -> None:
     """Killed, or ended by its own alarm when it hangs."""
-    program = site.stage.variant(name, "if call.key_type ==", statement)
+    program = site.stage.variant(name, "keyctl.set_timeout(", statement)
     with site.upcalls(options=options, program=program) as upcalls:
         answer = user.ask(upcalls.name(), user_callout())
         assert answer.error == errno.ENOKEY and answer.blocked < pace(seconds)
