@@ -24,7 +24,8 @@ except Exception as error:
     syslog.syslog(syslog.LOG_ERR, line)
     if not os.path.exists("/dev/log"):
         with open("/dev/kmsg", "w") as kmsg:
-            kmsg.write(f"<{syslog.LOG_AUTHPRIV | syslog.LOG_ERR}>lgss_keyring: {line}")
+            # Without the end of line the kernel shows it when the next one comes.
+            kmsg.write(f"<{syslog.LOG_AUTHPRIV | syslog.LOG_ERR}>lgss_keyring: {line}\n")
     os._exit(1)
 
 

@@ -51,12 +51,15 @@ def test_each_of_60_killed_upcalls_is_answered_and_each_failure_has_a_line(site:
     line, and its child that is killed before it has forked no answer."""
     chance = random.Random()
     found: Counter[str] = Counter()
+    with site.upcalls() as upcalls, Requestor(ticket) as requestor:
+        whole = requestor.ask(upcalls.name(), user_callout()).updated
+    assert whole is not None
     for number in range(60):
         is_machine = bool(number % 2)
         with site.upcalls() as upcalls, Requestor(0 if is_machine else ticket) as requestor:
             callout = machine_callout() if is_machine else user_callout()
             requestor.start(upcalls.name(), callout, wait=pace(5))
-            time.sleep(chance.random() * 0.25)
+            time.sleep(chance.random() * whole)
             processes = kill_one(site, chance)
             answer = requestor.result()
             if not processes:

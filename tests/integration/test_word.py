@@ -99,7 +99,7 @@ def test_a_witness_that_is_killed_before_the_word_is_answered_at_once(site: Site
         assert upcalls.log("LGSS_ERROR=resources")
 
 
-@pytest.mark.parametrize("moment", ["number, seconds = word.hear", "if call.key_type =="])
+@pytest.mark.parametrize("moment", ["number, seconds = word.hear", "keyctl.set_timeout("])
 def test_a_front_that_is_killed_about_the_word_leaves_one_line(
     site: Site, root: Requestor, moment: str
 ) -> None:
