@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import os
-import stat
 
 from lgss_keyring.formats import config
 from lgss_keyring.formats.errors import Kind, LgssError
 from lgss_keyring.front import arguments, known_failure
 from lgss_keyring.front.answer import FAILURE_LIFE
-from lgss_keyring.system import keyrings
+from lgss_keyring.system import keyrings, own_folder
 from lgss_keyring.worker import identity
 
 TYPE_CHECKING = False
@@ -139,13 +138,7 @@ def _cache_of_user(claimed: str, uid: int) -> str:
 def _write(name: str, lines: Sequence[str]) -> bool:
     """Write the note, as a whole or not at all; returns whether it was.  Raises OSError."""
     folder = arguments.NOTES
-    try:
-        os.mkdir(folder, 0o700)
-    except FileExistsError:
-        pass
-    status = os.lstat(folder)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        return False
+    own_folder.prepare(folder)
     if not os.path.exists(name) and not _has_room(folder):
         return False
     new = f"{name}.{os.getpid()}"

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 
 from lgss_keyring.front import arguments
 from lgss_keyring.monitor.limits import LOCK_FILES
+from lgss_keyring.system import own_folder
 
 FOLDER = arguments.SLOTS
 
@@ -22,13 +22,7 @@ FOLDER = arguments.SLOTS
 def prepare_folder() -> None:
     """Make the folder of the locks, or check that it is root's alone; raises OSError."""
     for folder in (arguments.NOTES, FOLDER):
-        try:
-            os.mkdir(folder, 0o700)
-        except FileExistsError:
-            pass
-        status = os.lstat(folder)
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-            raise NotADirectoryError(f"{folder} is no folder of root's alone")
+        own_folder.prepare(folder)
 
 
 def take(name: str, limit: int) -> tuple[int, int]:

@@ -12,8 +12,9 @@ found by its pid modulo :data:`SLOTS`:
 from __future__ import annotations
 
 import os
-import stat
 import struct
+
+from lgss_keyring.system import own_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,13 +64,6 @@ def _slot_of(task: Task, uid: int) -> bytes:
 
 def _open(folder: str, write: bool) -> int:
     """The file, opened; raises OSError, also if another than this user can write the folder."""
-    if write:
-        try:
-            os.mkdir(folder, 0o700)
-        except FileExistsError:
-            pass
-    status = os.lstat(folder)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise PermissionError
+    (own_folder.prepare if write else own_folder.check)(folder)
     flags = os.O_RDWR | os.O_CREAT if write else os.O_RDONLY
     return os.open(f"{folder}/seen", flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
