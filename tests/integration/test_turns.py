@@ -25,8 +25,6 @@ from .test_upcall import kinit_in_session
 from .test_upcall import session_caches as session_caches
 from .waiting import pace, upcall_processes, within
 
-pytestmark = pytest.mark.vm
-
 AT_WORK = 16
 
 
