@@ -81,7 +81,11 @@ def waiting() -> int:
 def test_late_ones_are_answered_with_their_own_words(ticket: None) -> None:
     """With the rule's 30 s: all that wait are told so before their kernel gives up."""
     go = threading.Event()
-    with LustreServer(before=lambda request: go.wait(60) and None) as server:
+    with (
+        parameter("answer_limit_ms", 90000),
+        parameter("request_limit_ms", 90000),
+        LustreServer(before=lambda request: go.wait(60) and None) as server,
+    ):
         with ThreadPoolExecutor(AT_WORK + 1) as pool:
             kernel = {"timeout_ms": 90000}
             configure("[upcall]\ntimeout = 60\n[lustre]\nreply_timeout = 60\n")
