@@ -34,13 +34,13 @@ if uid:
 if has_parent and os.fork():
     os.wait()
     signal.pause()
-signal.signal(signal.SIGUSR1, lambda *_: None)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 pid = os.readlink("/proc/self")
 device = os.open("/dev/lgss_trigger", os.O_RDWR)
 for line in lines:
     os.write(device, line.replace("PID", pid).encode())
 print(pid, flush=True)
-signal.pause()
+signal.sigwait({signal.SIGUSR1})
 os._exit(0)
 """
 
