@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -53,14 +54,19 @@ def test_a_front_that_cannot_fork_rejects_with_that_errno(site: Site, root: Requ
         table.judge("resources", event["LGSS_ERRNO"], event["message"])
 
 
+def wait_before_the_go_ahead(program: Path) -> None:
+    """Let the front of a variant write its go-ahead when its child has ended."""
+    main = program.parent / "lgss_keyring" / "front" / "main.py"
+    go_on = 'os.write(instantiated_writer, b"1")'
+    main.write_text(main.read_text().replace(go_on, f"os.wait(); {go_on}"))
+
+
 def test_a_child_that_is_killed_before_its_front_is_done_leaves_an_answer(
     site: Site, user: Requestor
 ) -> None:
     """For want of memory, say. The key is instantiated then: nobody but its witness updates it."""
     program = site.stage.variant("killed_child", "is_instantiated = ", "os.kill(os.getpid(), 9)")
-    main = program.parent / "lgss_keyring" / "front" / "main.py"
-    go_on = 'os.write(instantiated_writer, b"1")'
-    main.write_text(main.read_text().replace(go_on, f"os.wait(); {go_on}"))
+    wait_before_the_go_ahead(program)
     with site.upcalls(program=program) as upcalls:
         answer = user.ask(upcalls.name(), user_callout())
         assert payload.unpack(answer.data) == payload.FailurePayload(errno.EIO, 0)
@@ -75,9 +81,7 @@ def test_child_and_witness_killed_before_the_front_is_done(site: Site, user: Req
     program = site.stage.variant(
         "killed_both", "witness.watch(", "os.kill(server, 9); os.wait(); os.kill(os.getpid(), 9)"
     )
-    main = program.parent / "lgss_keyring" / "front" / "main.py"
-    go_on = 'os.write(instantiated_writer, b"1")'
-    main.write_text(main.read_text().replace(go_on, f"os.wait(); {go_on}"))
+    wait_before_the_go_ahead(program)
     with site.upcalls(program=program) as upcalls:
         answer = user.ask(upcalls.name(), user_callout())
         assert payload.unpack(answer.data) == payload.FailurePayload(errno.EIO, 0)

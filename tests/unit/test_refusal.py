@@ -6,10 +6,11 @@ import subprocess
 
 import pytest
 
-from lgss_keyring.formats import errors
+from lgss_keyring.formats import callout, errors
 from lgss_keyring.formats.payload import FailurePayload
-from lgss_keyring.front import answer, refusal
+from lgss_keyring.front import answer, arguments, main, refusal
 from lgss_keyring.front.arguments import Call
+from lgss_keyring.system import keyrings
 from tests.support.stage import Stage
 
 GOOD = ["create", "5", "user", "lgss:x", "callout", "0", "0", "0", "0", "0"]
@@ -80,8 +81,11 @@ def test_the_fronts_answer_of_failure_is_the_packages(number: int, major: int) -
     assert answer.failure(number, major) == FailurePayload(number, major).pack()
 
 
-def test_the_fronts_shortage_is_the_packages() -> None:
+def test_what_the_front_has_of_its_own_is_what_the_package_has() -> None:
+    """The front loads nothing but its own folder, so these stand twice."""
     assert refusal.SHORTAGE == errors.SHORTAGE
+    assert main.COLLECTION == keyrings.COLLECTION
+    assert arguments.USER_PREFIX == callout.USER_PREFIX
 
 
 USER = "0:krb5:1000:1000::-:1:0x20000c0a80105:lustre-MDT0000-mdc:0x20000c0a80106:0"

@@ -30,7 +30,7 @@ def exists(name: bytes, uid: int) -> bool:
     collection = rest.partition(b":")[0]
     if not colon:
         # The old form, in the session keyring: of one cache, or of a collection.
-        names = (anchor, b"_krb_" + anchor)
+        names = (anchor, keyrings.COLLECTION + anchor)
         return any(keyrings.search(keyrings.SESSION, "keyring", each) for each in names)
     if anchor == b"persistent":
         # Asking for it (KEYCTL_GET_PERSISTENT) makes it; so it is looked for by name.
@@ -38,7 +38,7 @@ def exists(name: bytes, uid: int) -> bool:
         with open("/proc/keys", "rb") as listed:
             return any(wanted in line for line in listed)
     keyring = KEYRINGS.get(anchor)
-    return keyring is not None and bool(keyrings.search(keyring, "keyring", b"_krb_" + collection))
+    return keyring is not None and bool(keyrings.search(keyring, "keyring", keyrings.COLLECTION + collection))
 
 
 class OwnedCache:
