@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     """Logs that a key was refused; takes its serial (0: unknown), the call, the reason and
     the errno given to the requestor."""
 
-OPTIONS = {"-R": "realm", "--realm": "realm", "--config": "config", "--timeout": "timeout"}
+OPTIONS = {
+    "-R": "realm",
+    "--realm": "realm",
+    "--config": "config",
+    "--timeout": "timeout",
+    "--lgssd": "lgssd",
+    # Internal: from the native front's child, which becomes this program (Call.instantiated).
+    "--instantiated": "instantiated",
+}
 DEFAULT_TIMEOUT = 30
 SHORTEST_TIMEOUT, LONGEST_TIMEOUT = 2, 3600
 """Seconds that --timeout takes."""
@@ -30,7 +38,8 @@ class Call:
     """The arguments of one run, from the rule's line and from the kernel.
 
     ``options``
-        the values of options by name: "realm", "config", "timeout".
+        the values of options by name: "realm", "config", "timeout", "lgssd",
+        "instantiated".
     ``arguments``
         those of docs/protocol.md 1, from ``create`` on.
     ``unknown``
@@ -103,6 +112,16 @@ class Call:
         return number if SHORTEST_TIMEOUT <= number <= LONGEST_TIMEOUT else 0
 
     @property
+    def instantiated(self) -> tuple[int, int]:
+        """The value FD:STARTED of --instantiated: the read end of a pipe, from which the byte that
+        says that the key is instantiated may be read already; and when the front began, in
+        milliseconds of CLOCK_MONOTONIC.  (-1, 0) for any other value, and without one."""
+        words = self.options.get("instantiated", "").split(":")
+        if len(words) != 2 or not all(w.isascii() and w.isdecimal() and len(w) <= 15 for w in words):
+            return -1, 0
+        return int(words[0]), int(words[1])
+
+    @property
     def is_machine(self) -> bool:
         """Whether the machine's credential is asked for: callout field 4 has flags
         (docs/protocol.md 2).  The fields are checked elsewhere, later."""
@@ -145,6 +164,8 @@ class Call:
         if not self.timeout:
             given = self.options["timeout"]
             return f"--timeout takes {SHORTEST_TIMEOUT} to {LONGEST_TIMEOUT} seconds, not {given!a:.40}"
+        if "instantiated" in self.options and self.instantiated[0] < 0:
+            return f"--instantiated takes FD:STARTED, not {self.options['instantiated']!a:.40}"
         if len(arguments) != 10:
             return f"10 arguments are needed from `create` on, {len(arguments)} were given"
         if arguments[0] != "create":

@@ -9,6 +9,7 @@ for us is answered by :mod:`.refusal`.
 from __future__ import annotations
 
 import os
+import time
 
 from lgss_keyring.front import arguments, keyctl, word
 
@@ -32,6 +33,8 @@ def run(given: Sequence[str], serve: Serve, log_refusal: arguments.LogRefusal) -
     try:
         if call.wrong():
             raise ValueError
+        if "instantiated" in call.options:
+            _take_over(call, serve, log_refusal)
         # The alarm bounds the caller's wait even if somebody else holds a keyring lock.
         # 5 s were too short: of 200 upcalls at once on a slow machine 13 were lost.
         keyctl.alarm(call.timeout)
@@ -124,20 +127,38 @@ def _holds_collection(keyring: int) -> bool:
     return False
 
 
+def _take_over(call: arguments.Call, serve: Serve, log_refusal: arguments.LogRefusal) -> None:
+    """Serve an upcall whose front was the native one; does not return.
+
+    That front's child has become this process (execve(2)), and its parent is the witness.
+    """
+    pipe, started = call.instantiated
+    front = word.Child(-1, pipe)
+    front.witness = os.getppid()
+    now = time.monotonic()
+    front.started = min(max(started / 1000, now - call.timeout), now)
+    # Without it a rule that has this option by mistake would make its caller wait for ever.
+    keyctl.alarm(call.timeout)
+    _child(call.serial, call, front, serve, log_refusal)
+
+
 def _child(
     key: int, call: arguments.Call, front: word.Child, serve: Serve, log_refusal: arguments.LogRefusal
 ) -> None:
-    """Become the upcall's witness, whose child serves it; does not return."""
+    """Become the upcall's witness, whose child serves it; does not return.  If there is a witness
+    already, serve it here."""
     try:
         _drop_authority()
         # With the default policy this process, and its child when it is woken, preempts the
         # front just before that exits. The caller was back 0.9 ms later then.
         _schedule(os.SCHED_BATCH)
-        from lgss_keyring.front import witness
+        server = 0
+        if not front.witness:
+            from lgss_keyring.front import witness
 
-        witness.detach()
-        front.witness = os.getpid()
-        server = os.fork()
+            witness.detach()
+            front.witness = os.getpid()
+            server = os.fork()
         if server:
             front.close()
             witness.watch(server, key, call, log_refusal)
@@ -165,6 +186,7 @@ def _serve(
 
             if not refusal.instantiated(key, call, log_refusal):
                 return
+    keyctl.alarm(0)
     _schedule(os.SCHED_OTHER)
     serve(key, call, front)
 

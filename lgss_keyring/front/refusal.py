@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lgss_keyring.front.arguments import LogRefusal
 
 USAGE = """\
-usage: lgss_keyring [-R REALM] [--config FILE] [--timeout SECONDS]
+usage: lgss_keyring [-R REALM] [--config FILE] [--timeout SECONDS] [--lgssd PATH]
                     create KEY TYPE DESC CALLOUT UID GID THREAD PROCESS SESSION
 
 Negotiates a GSS context for a key that request_key(2) is making. Run by
@@ -32,6 +32,7 @@ Negotiates a GSS context for a key that request_key(2) is making. Run by
   --config FILE      configuration (default: /etc/lgss_keyring.toml, if there)
   --timeout SECONDS  life of a `user` key whose negotiation does not end (2 to
                      3600, default 30)
+  --lgssd PATH       lgssd's socket (default: /run/lgss/upcall.sock, if there)
   -h, --help         this text
 
 See lgss_keyring(8).

@@ -30,6 +30,9 @@ class Child:
         self._instantiated = instantiated
         self.witness = 0
         """The pid of the witness, which was forked while the requestor still waited; 0: none."""
+        self.started = 0.0
+        """When the front began, of time.monotonic(): the upcall's deadlines count from there.
+        0: from when the child serves it."""
 
     @property
     def descriptors(self) -> list[int]:
@@ -49,10 +52,14 @@ class Child:
     def wait(self) -> bool:
         """Wait until the front has instantiated the key.
 
-        Returns False if the front ends before: it was killed, or has refused.
+        Returns False if the front ends before: it was killed, or has refused.  So it does if the
+        front's byte was read before, by the program that this process was (--instantiated).
         """
-        done = os.read(self._instantiated, 1)
-        os.close(self._instantiated)
+        try:
+            done = os.read(self._instantiated, 1)
+            os.close(self._instantiated)
+        except OSError:
+            done = b""  # that program has closed it
         self._instantiated = -1
         return bool(done)
 

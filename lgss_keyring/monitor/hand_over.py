@@ -58,7 +58,9 @@ def path(uid: str) -> str:
 def pack(request: Request) -> bytes:
     """The message of ``request``."""
     call = request.call
-    given = [word for name, value in call.options.items() for word in (f"--{name}", value)]
+    # What --instantiated says is over; ``started`` has its time.
+    options = [(name, value) for name, value in call.options.items() if name != "instantiated"]
+    given = [word for name, value in options for word in (f"--{name}", value)]
     numbers = (request.key, request.keyring, request.started, request.forked)
     return os.fsencode("\0".join([*(repr(number) for number in numbers), *given, *call.arguments]))
 

@@ -33,7 +33,7 @@ def serve(key: int, call: Call, front: Child) -> None:
     when it is its turn.  Returns only if the queue keeper has taken the request over, or if it was
     answered without a turn.
     """
-    started = time.monotonic()
+    started = front.started or time.monotonic()
     forked = processes.own_start_time(front.witness)
     turn = Turn(key, call, front, started, forked)
     uid = call.requestor

@@ -31,6 +31,10 @@ GOOD = ["create", "5", "user", "lgss:x", "callout", "0", "0", "0", "0", "0"]
         (["--nonsense", "x", *GOOD], "option '--nonsense'"),
         (["--timeout", "0", *GOOD], "2 to 3600 seconds, not '0'"),
         (["--timeout", "9" * 5000, *GOOD], "2 to 3600 seconds"),
+        (["--instantiated", "5", *GOOD], "takes FD:STARTED, not '5'"),
+        (["--instantiated", "-1:5", *GOOD], "takes FD:STARTED"),
+        (["--instantiated", "5:5:5", *GOOD], "takes FD:STARTED"),
+        (["--instantiated", "5:" + "9" * 5000, *GOOD], "takes FD:STARTED"),
     ],
 )
 def test_reason_says_what_is_wrong(arguments: list[str], words: str) -> None:

@@ -72,11 +72,13 @@ def test_old_lock_files_are_swept(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_request_comes_over_as_it_was() -> None:
-    call = Call(["-R", "R.TEST", "--timeout", "9", *UPCALL])
+    given = ["-R", "R.TEST", "--timeout", "9"]
+    call = Call([*given, "--instantiated", "5:1250", *UPCALL])
     message = hand_over.pack(hand_over.Request(5, 6, 1.25, 77, call))
     request = hand_over.unpack(message)
     assert (request.key, request.keyring, request.started, request.forked) == (5, 6, 1.25, 77)
-    assert (request.call.options, request.call.arguments) == (call.options, call.arguments)
+    expected = Call([*given, *UPCALL])
+    assert (request.call.options, request.call.arguments) == (expected.options, expected.arguments)
 
 
 @pytest.mark.parametrize(
