@@ -56,13 +56,13 @@ NOGROUP = 65534
 """The gid of nobody (nogroup)."""
 
 
-def primary_group(uid: int, fallback: int) -> int:
-    """The primary gid of ``uid`` by passwd(5), or ``fallback`` for a user without an
-    entry.  The name service may block: call it where a deadline holds."""
+def primary_group(uid: int) -> int | None:
+    """The primary gid of ``uid`` by passwd(5), None for a user without an entry.  The name service may
+    block: call it where a deadline holds."""
     try:
         return pwd.getpwuid(uid).pw_gid
     except KeyError:
-        return fallback
+        return None
 
 
 def become(uid: int, gid: int, enter: Callable[[], None] | None = None) -> None:

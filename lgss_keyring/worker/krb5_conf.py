@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from lgss_keyring.formats.errors import ConfigError, Kind
 from lgss_keyring.formats.outcome import Failed
-from lgss_keyring.worker import identity, paths
+from lgss_keyring.worker import identity, limits, paths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,3 +68,54 @@ def _unreadable(names: Sequence[str]) -> ConfigError | None:
                 hint=f"chmod {mode} {closed}: every user needs the file, and it has no secrets",
             )
     return None
+
+
+# Which files it consists of.
+
+
+def files(settings: Krb5) -> tuple[str, ...]:
+    """krb5.conf, and all files and folders that it includes, each with a fingerprint: two results differ
+    if libkrb5 may read something else.
+
+    A path and ``inode:size:times`` with a blank between, or ``-`` for what is not there.  Only a file
+    of root's is read, the others are looked at: root calls this, too.
+    """
+    found: dict[str, str] = {}
+    waiting = (settings.config or identity.DEFAULT_KRB5_CONFIG).split(":")[::-1]
+    while waiting and len(found) < limits.KRB5_CONF_FILES:
+        path = waiting.pop()
+        if path not in found:
+            found[path], included = _look_at(path)
+            waiting += included[::-1]
+    return tuple(f"{path} {mark}" for path, mark in found.items())
+
+
+def _look_at(path: str) -> tuple[str, list[str]]:
+    """The fingerprint of a file or folder, and the paths that it includes."""
+    try:
+        status = os.stat(path)
+        mark = f"{status.st_dev}.{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+        if stat.S_ISDIR(status.st_mode):
+            return mark, [f"{path}/{name}" for name in sorted(os.listdir(path)) if _is_included(name)]
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != 0:
+            return mark, []
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            text = os.read(descriptor, limits.KRB5_CONF_BYTES)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError):
+        return "-", []
+    words = (line.split(None, 1) for line in text.split(b"\n") if line.lstrip().startswith(b"include"))
+    return mark, [
+        os.fsdecode(each[1].strip())
+        for each in words
+        if len(each) == 2 and each[0] in (b"include", b"includedir")
+    ]
+
+
+def _is_included(name: str) -> bool:
+    """Whether libkrb5 reads a file of that name in a folder that is included (krb5.conf(5))."""
+    if name.endswith(".conf") and not name.startswith("."):
+        return True
+    return name.isascii() and name.replace("-", "").replace("_", "").isalnum()

@@ -24,6 +24,7 @@ lean_import.load(
 from krb5._ccache import (  # noqa: E402
     CCache,
     cc_default_name,
+    cc_destroy,
     cc_initialize,
     cc_new_unique,
     cc_resolve,
@@ -43,6 +44,7 @@ __all__ = [
     "Creds",
     "KeyTab",
     "Krb5Error",
+    "MemoryCache",
     "Principal",
     "Ticket",
     "cc_default_name",
@@ -54,7 +56,6 @@ __all__ = [
     "get_default_realm",
     "get_init_creds_keytab",
     "get_init_creds_opt_alloc",
-    "into_memory",
     "kt_resolve",
     "new_context",
     "parse_name_flags",
@@ -131,16 +132,31 @@ def tgt_of(cache: CCache) -> Ticket | None:
     return max(own, key=lambda ticket: ticket.end, default=None)
 
 
-def into_memory(context: Context, creds: Creds) -> bytes:
-    """Put a copy of ``creds`` into a new MEMORY cache of this process; returns its name.
+class MemoryCache:
+    """A new MEMORY cache of this process, with a copy of ``creds``, or without any; it is destroyed with
+    this object.
 
     What libkrb5 adds to a cache (service tickets) goes there, and not into the cache that
     ``creds`` came from.
     """
-    cache = cc_new_unique(context, b"MEMORY")
-    cc_initialize(context, cache, creds.client)
-    cc_store_cred(context, cache, creds)
-    return b"MEMORY:" + (cache.name or b"")
+
+    _cache: CCache | None = None
+
+    def __init__(self, context: Context, creds: Creds | None = None) -> None:
+        self._context = context
+        self._cache = cache = cc_new_unique(context, b"MEMORY")
+        self.name = b"MEMORY:" + (cache.name or b"")
+        if creds is not None:
+            cc_initialize(context, cache, creds.client)
+            cc_store_cred(context, cache, creds)
+
+    def __del__(self) -> None:
+        cache, self._cache = self._cache, None
+        if cache is not None:
+            try:
+                cc_destroy(self._context, cache)
+            except Krb5Error:
+                pass  # GSS-API has destroyed it
 
 
 # What the library krb5 does not bind; the same libkrb5, which is loaded already.

@@ -39,6 +39,8 @@ that continues for ever must not keep the worker."""
 REPLY_BYTES = 1 << 17
 """The longest RPC reply.  An AP-REP has a few hundred bytes; tokens with authorization data have
 tens of thousands."""
+RECEIVE_BYTES = 1 << 14
+"""How much is taken from a server's connection at a time."""
 VERIFIER_BYTES = 400
 """The longest opaque authentication field (RFC 5531, 8.2)."""
 HANDLE_BYTES = 1024
@@ -49,3 +51,13 @@ LINKS = 40
 """How many symbolic links are followed to `[names] program`, as many as the kernel follows."""
 PROGRAM_LINE_BYTES = 1000
 """How much of the output of `[names] program` is read."""
+
+JOB_MESSAGE_BYTES = 1 << 15
+"""The longest message of lgssd's to a resident worker, and more."""
+LOOK_SECONDS = 0.1
+"""How often a resident worker looks whether a server is late."""
+
+KRB5_CONF_FILES = 100
+"""How many files of krb5.conf are looked at for changes."""
+KRB5_CONF_BYTES = 1 << 18
+"""How much of each is searched for files that it includes."""

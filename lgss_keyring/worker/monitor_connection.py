@@ -29,15 +29,8 @@ class MonitorConnection:
         self._credential_is_reported = False
 
     def close_other_descriptors(self) -> None:
-        """Close all descriptors but the first three and this connection's.  The user may take this
-        worker over, and must not get what the monitor has open."""
-        for name in os.listdir("/proc/self/fd"):
-            number = int(name)
-            if number > 2 and number != self._socket.fileno():
-                try:
-                    os.close(number)
-                except OSError:
-                    pass  # the listing's own
+        """Close all descriptors but the first three and this connection's."""
+        close_descriptors_but(self._socket.fileno())
 
     def send_group(self, gid: int) -> None:
         """Send the user's primary group: the first message, while this is still root."""
@@ -67,16 +60,34 @@ class MonitorConnection:
         message = self._socket.recv(worker_messages.REPLY_LIMIT)
         if not message:
             os._exit(1)  # the monitor has ended
-        answer = worker_messages.unpack_reply(message)
-        if not isinstance(answer, Failed):
-            return answer
-        raise ChannelError(
-            answer.reason, errno=answer.errno, major=answer.major, kind=answer.kind, hint=answer.hint
-        )
+        return answer_in(message)
 
     def send_outcome(self, outcome: Established | Failed) -> None:
         """Send the outcome: the last message."""
         self._socket.send(worker_messages.pack_outcome(outcome))
+
+
+def answer_in(message: bytes) -> tuple[int, bytes]:
+    """The answer to a token in an R or F message: the RPC's status and the reply buffer.  Raises
+    ChannelError if the write itself failed, ValueError or struct.error for another message."""
+    answer = worker_messages.unpack_reply(message)
+    if not isinstance(answer, Failed):
+        return answer
+    raise ChannelError(
+        answer.reason, errno=answer.errno, major=answer.major, kind=answer.kind, hint=answer.hint
+    )
+
+
+def close_descriptors_but(kept: int) -> None:
+    """Close all descriptors but the first three and ``kept``.  The user may take this worker over, and
+    must not get what root has open."""
+    for name in os.listdir("/proc/self/fd"):
+        number = int(name)
+        if number > 2 and number != kept:
+            try:
+                os.close(number)
+            except OSError:
+                pass  # the listing's own
 
 
 def serve(end: socket.socket, work: Callable[[MonitorConnection], Established | Failed]) -> None:

@@ -35,7 +35,7 @@ def run(
     # the user's mount namespace need not have it.
     negotiation.preload(request)
     acceptor = channel.for_request(request, settings, connection.send_token)
-    gid = _primary_group(request)
+    gid, _ = primary_group(request)
     connection.send_group(gid)
     # The program that is asked for some names runs as root, never as the user.
     host = names.target_host_name(request, settings) if names.needs_program(request, settings) else ""
@@ -57,13 +57,16 @@ def run(
     return krb5_conf.with_missing_file(outcome, settings.krb5) if isinstance(outcome, Failed) else outcome
 
 
-def _primary_group(request: UpcallRequest) -> int:
-    """The gid that the worker takes: by passwd(5), or for a user without an entry the
-    requestor's if the requestor is that user, else that of the callout."""
+def primary_group(request: UpcallRequest) -> tuple[int, bool]:
+    """The gid that the worker takes, and whether it is from passwd(5): for a user without an entry there
+    it is the requestor's if the requestor is that user, else that of the callout."""
+    known = identity.primary_group(request.uid)
+    if known is not None:
+        return known, True
     gid = request.requestor_gid if request.requestor_uid == request.uid else request.gid
     if request.uid and not gid and request.requestor_uid == 0:
         gid = identity.NOGROUP  # root's own, not this user's
-    return identity.primary_group(request.uid, gid)
+    return gid, False
 
 
 def _become_user(
@@ -80,21 +83,25 @@ def _become_user(
 
 
 def _check_names_file(connection: MonitorConnection, inside: bool) -> None:
-    """Check that this user can read, here, the file that keeps libkrb5 from changing names:
-    libkrb5 takes no notice of one that it cannot read.
+    """As :func:`check_names_file`; but ``inside`` another mount namespace it is only a warning."""
+    try:
+        check_names_file()
+    except ConfigError:
+        if not inside:
+            raise
+        connection.report(
+            "warning", "[names] canonicalize: the krb5.conf of that mount namespace decides, not ours"
+        )
 
-    ``inside`` another mount namespace that is only a warning.  Raises ConfigError.
-    """
-    if os.access(identity.NAMES_AS_THEY_ARE, os.R_OK):
-        return
-    if not inside:
+
+def check_names_file() -> None:
+    """Check that this user can read the file that keeps libkrb5 from changing names: libkrb5 takes no
+    notice of one that it cannot read.  Raises ConfigError."""
+    if not os.access(identity.NAMES_AS_THEY_ARE, os.R_OK):
         raise ConfigError(
             f"[names] canonicalize is off, and uid {os.getuid()} cannot read {identity.NAMES_AS_THEY_ARE}",
             hint="make it, and the folders above, readable for everybody",
         )
-    connection.report(
-        "warning", "[names] canonicalize: the krb5.conf of that mount namespace decides, not ours"
-    )
 
 
 def _for_container(settings: Config, found: RequestorNamespaces) -> Config:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from lgss_keyring.formats.errors import ChannelError
 from lgss_keyring.worker.channel.interface import Reply
-from lgss_keyring.worker.channel.rpcsec_gss import Reader, RpcsecGssChannel
+from lgss_keyring.worker.channel.rpcsec_gss import RpcsecGssChannel
+from lgss_keyring.worker.channel.rpcsec_messages import Reader
 from lgss_keyring.worker.limits import REPLY_BYTES
 
 Serve = Callable[[socket.socket, bytes], None]

@@ -13,12 +13,18 @@ if TYPE_CHECKING:
     """Takes a token to init_channel, where root is needed; gives the RPC's status (0 or a
     negative errno) and the reply buffer.  Raises ChannelError for a failed write."""
 
-    class Channel(Protocol):
-        """The connection to one acceptor."""
+    class Connection(Protocol):
+        """What a negotiation needs to know of the connection to its acceptor."""
 
         is_single_use: bool
         """Whether a negotiation cannot be tried again: the connection was made in a network
         namespace that this process has left."""
+
+        def close(self) -> None:
+            """Give up what the channel holds; a later exchange begins anew."""
+
+    class Channel(Connection, Protocol):
+        """The connection to one acceptor, and exchanges that wait for the reply."""
 
         def exchange(self, token: bytes, handle: bytes) -> Reply:
             """Send one token (``handle`` empty for the first) and return the acceptor's answer.
@@ -28,9 +34,6 @@ if TYPE_CHECKING:
         def connect(self) -> None:
             """Connect now, where that is possible before the first exchange: from this
             network namespace rather than from a later one.  Raises ChannelError."""
-
-        def close(self) -> None:
-            """Give up what the channel holds; a later exchange begins anew."""
 
 
 class Reply(Record):

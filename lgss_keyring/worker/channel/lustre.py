@@ -39,6 +39,11 @@ class LustreChannel:
     def exchange(self, token: bytes, handle: bytes) -> Reply:
         """Send ``token``; see :class:`lgss_keyring.worker.channel.interface.Channel`."""
         status, reply = self._send_token(token)
+        return self.answered(len(token), status, reply)
+
+    def answered(self, sent: int, status: int, reply: bytes) -> Reply:
+        """The acceptor's answer to a token of ``sent`` bytes, by the RPC's ``status`` (0 or a negative
+        errno) and the reply buffer.  Raises ChannelError."""
         if status == 0:
             return parse_reply(reply)
         number = -status if -4096 < status < 0 else errno.EPROTO
@@ -58,7 +63,7 @@ class LustreChannel:
                 hint="nothing to repair: Lustre asks for a context of the new one when it needs one",
             )
         if number == errno.E2BIG:
-            raise ticket_too_big(len(token))
+            raise ticket_too_big(sent)
         raise ChannelError(
             f"the RPC to {self._peer} failed: {os.strerror(number)}",
             errno=number,

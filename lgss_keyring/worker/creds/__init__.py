@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lgss_keyring.worker import gss_library
+    from lgss_keyring.worker import gss_library, krb5_library
     from lgss_keyring.worker.creds.service_tickets import ServiceTickets
 
 
@@ -17,9 +17,11 @@ class Credential(Record):
 
     ``anew`` gets another credential if the KDC does not take this one's TGT, which came from
     a cache; None if that would be the same one again.  ``service_tickets`` keeps the tickets
-    for services that are got with it, for later upcalls; None if none are kept.
+    for services that are got with it, for later upcalls; None if none are kept.  ``memory`` is the
+    MEMORY cache that ``handle`` uses, if it uses one, and lives as long as the credential.
     """
 
     handle: gss_library.creds.Creds
     anew: Callable[[], Credential] | None = None
     service_tickets: ServiceTickets | None = None
+    memory: krb5_library.MemoryCache | None = None

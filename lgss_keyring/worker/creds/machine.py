@@ -35,15 +35,17 @@ if TYPE_CHECKING:
     from lgss_keyring.formats.outcome import Report
 
 
-def acquire(request: UpcallRequest, config: Config, service: str, report: Report) -> Credential:
+def acquire(
+    request: UpcallRequest, config: Config, service: str, report: Report, rejected: set[bytes]
+) -> Credential:
     """A credential for initiating to ``service`` (name@host), its TGT fetched from the KDC if
-    there is none at hand.
+    there is none at hand; ``rejected`` as in :class:`lgss_keyring.worker.mech.interface.Mechanism`.
 
     Raises CredentialError: no keytab, no fitting entry in it, or the KDC's refusal;
     ResolutionError if this node's own name is needed and unknown; and ConfigError if krb5.conf
     cannot be used, or [krb5] principal is none.
     """
-    search = _Search(request, config, report)
+    search = _Search(request, config, report, rejected)
     tgt = None if isinstance(config.krb5, ContainerKrb5) else search.in_roots_cache()
     if tgt is None:
         return search.by_keytab(service)
@@ -59,11 +61,12 @@ def acquire(request: UpcallRequest, config: Config, service: str, report: Report
 class _Search:
     """The search for one request: where tickets are, and how they become a credential."""
 
-    def __init__(self, request: UpcallRequest, config: Config, report: Report) -> None:
+    def __init__(self, request: UpcallRequest, config: Config, report: Report, rejected: set[bytes]) -> None:
         self._context = krb5_library.new_context()
         self._principals = principals.for_request(self._context, request, config)
         self._krb5 = config.krb5
         self._report = report
+        self._rejected = rejected
 
     def in_roots_cache(self) -> krb5_library.Creds | None:
         """The TGT in root's default cache, or the configured one, if it is good and fits."""
@@ -99,7 +102,8 @@ class _Search:
         keytab, principal = self.keytab_entry()
         if isinstance(self._krb5, ContainerKrb5):
             tgt = self._from_kdc(keytab, principal)
-            return Credential(_handle(krb5_library.into_memory(self._context, tgt)))
+            memory = krb5_library.MemoryCache(self._context, tgt)
+            return Credential(_handle(memory.name), memory=memory)
         kept = self.kept_tgt(principal)
         origin = ("keytab", self._krb5.keytab, str(principal))
         if kept is None:
@@ -122,12 +126,12 @@ class _Search:
     ) -> Credential:
         """A credential by ``tgt``, with the tickets for ``service`` that were kept.  ``origin``
         says where the TGT comes from; TGTs of different origins do not share a file."""
-        memory = krb5_library.into_memory(self._context, tgt)
+        memory = krb5_library.MemoryCache(self._context, tgt)
         file = TicketFile(
             self._krb5.ccache_directory, f"{tgt.client}.{service}", self._krb5.config, *origin, service
         )
-        tickets = ServiceTickets(self._context, file, tgt, memory, self._report)
-        return Credential(_handle(memory), anew, tickets)
+        tickets = ServiceTickets(self._context, file, tgt, memory.name, self._report, self._rejected)
+        return Credential(_handle(memory.name), anew, tickets, memory)
 
     def keytab_entry(self) -> tuple[krb5_library.KeyTab, krb5_library.Principal]:
         """The keytab, and the principal of its first fitting entry; raises as :func:`acquire`."""
@@ -138,7 +142,11 @@ class _Search:
             # One entry for each enctype: ask once for each principal.
             seen: dict[str, bool] = {}
             parts: list[tuple[list[bytes], bytes]] = []
+            found: krb5_library.Principal | None = None
+            # To the end, also once it is found: the library closes the file there only (krb5 0.10).
             for entry in keytab:
+                if found is not None:
+                    continue
                 principal = entry.principal
                 text = str(principal)
                 if text not in seen:
@@ -147,7 +155,9 @@ class _Search:
                     if seen[text]:
                         # A copy: the library frees an entry's principal with the entry
                         # (krb5 0.10; a crash of the worker, seen).
-                        return keytab, krb5_library.copy_principal(self._context, principal)
+                        found = krb5_library.copy_principal(self._context, principal)
+            if found is not None:
+                return keytab, found
         except krb5_library.Krb5Error as error:
             explained = krb5_library.explain(error, f"cannot read keytab {name}", CredentialError)
             raise CredentialError(

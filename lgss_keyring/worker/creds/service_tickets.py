@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from lgss_keyring.formats.outcome import Report
     from lgss_keyring.worker.creds.ticket_file import TicketFile
 
-_rejected: set[bytes] = set()
-"""The tickets that an acceptor has refused in this process, which serves one request."""
-
 
 class ServiceTickets:
     """A context manager for the first gss_init_sec_context, which does the TGS exchange.  Around
@@ -33,8 +30,10 @@ class ServiceTickets:
         tgt: krb5_library.Creds,
         memory: bytes,
         report: Report,
+        rejected: set[bytes],
     ) -> None:
-        """``memory`` names the MEMORY cache that has the TGT ``tgt``."""
+        """``memory`` names the MEMORY cache that has the TGT ``tgt``; ``rejected`` has the tickets that
+        the acceptor has refused in an earlier attempt for the same request."""
         self.from_file = False
         """Whether a ticket for the service has come from the file."""
         self._context = context
@@ -42,6 +41,7 @@ class ServiceTickets:
         self._tgt = tgt
         self._memory = krb5_library.cc_resolve(context, memory)
         self._report = report
+        self._rejected = rejected
         self._lock: int | None = None
         self._lock_timed_out = False
         self._loaded = {tgt.ticket}
@@ -52,7 +52,7 @@ class ServiceTickets:
         if not any(ticket.creds.ticket == self._tgt.ticket for ticket in tickets):
             return
         for ticket in tickets:
-            if ticket.creds.ticket in self._loaded | _rejected:
+            if ticket.creds.ticket in self._loaded | self._rejected:
                 continue
             if not ticket.good(limits.GOOD_SERVICE_TICKET_SECONDS):
                 continue
@@ -88,7 +88,7 @@ class ServiceTickets:
     def reject(self) -> bool:
         """Note that the acceptor has refused the tickets in use.  Returns whether another attempt
         can help: it can if they came from the file, because the next ServiceTickets of this
-        process does not load them.
+        request does not load them.
 
         They stay in the file until a new one replaces them: users can forge a request that
         makes a wrong server refuse a good ticket (docs/security.md, "Whom we believe"), and
@@ -99,7 +99,7 @@ class ServiceTickets:
             for ticket in krb5_library.tickets_of(self._memory)
             if not ticket.is_ticket_granting()
         }
-        _rejected.update(in_use)
+        self._rejected.update(in_use)
         if not self.from_file:
             self._take_out(in_use)
         return self.from_file

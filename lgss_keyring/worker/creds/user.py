@@ -36,8 +36,11 @@ NAME_PART = b"krb5cc"
 COLLECTION_TYPES = (b"DIR", b"KEYRING", b"KCM")
 
 
-def acquire(request: UpcallRequest, config: Config, service: str, report: Report) -> Credential:
-    """A credential for initiating to ``service`` (name@host).
+def acquire(
+    request: UpcallRequest, config: Config, service: str, report: Report, rejected: set[bytes]
+) -> Credential:
+    """A credential for initiating to ``service`` (name@host).  ``rejected`` is not used: no ticket is
+    kept here.
 
     Raises CredentialError, which says what is wrong with the default cache: there is none, its
     ticket has expired, it cannot be read; and ConfigError for a krb5.conf that libkrb5 refuses.
@@ -48,11 +51,16 @@ def acquire(request: UpcallRequest, config: Config, service: str, report: Report
     obstacle = obstacles.before_use(default, request.uid)
     cause: gss_library.GSSError | None = None
     cache: bytes | None = None
+    memory: krb5_library.MemoryCache | None = None
     try:
         # With an obstacle libkrb5 would use the client keytab, and so does this. But its ticket must
         # not be written into a file that somebody else has made, or is about to make.
-        cache = _chosen_for(service, default) if obstacle is None else b"MEMORY:lgss"
-        return Credential(_handle(cache))
+        if obstacle is None:
+            cache = _chosen_for(service, default)
+        else:
+            memory = krb5_library.MemoryCache(context)
+            cache = memory.name
+        return Credential(_handle(cache), memory=memory)
     except gss_library.GSSError as error:
         explained = gss_library.explain(error, problem, CredentialError)
         if obstacle is None:
@@ -60,9 +68,9 @@ def acquire(request: UpcallRequest, config: Config, service: str, report: Report
             cause = error
         elif explained.kind not in (Kind.NO_TICKET, Kind.NO_CREDENTIAL):
             obstacle, cause = None, error
-    handle = _elsewhere(context, default, request.uid, report)
-    if handle is not None:
-        return Credential(handle)
+    elsewhere = _elsewhere(context, default, request.uid, report)
+    if elsewhere is not None:
+        return elsewhere
     if obstacle is not None:
         obstacle.reason = f"{problem}: {obstacle.reason}"
         raise obstacle from cause
@@ -110,9 +118,7 @@ def _chosen_for(service: str, default: bytes) -> bytes | None:
         return None
 
 
-def _elsewhere(
-    context: krb5_library.Context, default: bytes, uid: int, report: Report
-) -> gss_library.creds.Creds | None:
+def _elsewhere(context: krb5_library.Context, default: bytes, uid: int, report: Report) -> Credential | None:
     """The credential of ``uid`` that is valid for longest outside of the ``default`` cache."""
     try:
         now = time.time()
@@ -122,7 +128,8 @@ def _elsewhere(
             return None
         name, tgt = best
         report("info", f"the default cache has no valid credential; using {name}")
-        return _handle(krb5_library.into_memory(context, tgt.creds))
+        memory = krb5_library.MemoryCache(context, tgt.creds)
+        return Credential(_handle(memory.name), memory=memory)
     except (krb5_library.Krb5Error, gss_library.GSSError, LgssError, OSError) as error:
         report("debug", f"no other credential can be used: {error}")
         return None

@@ -26,7 +26,9 @@ def prepare(request: UpcallRequest) -> None:
     """See :class:`lgss_keyring.worker.mech.interface.Mechanism`."""
 
 
-def initiator(request: UpcallRequest, config: Config, service: str, report: Report) -> NullInitiator:
+def initiator(
+    request: UpcallRequest, config: Config, service: str, report: Report, rejected: set[bytes]
+) -> NullInitiator:
     """Begin a context; see :class:`lgss_keyring.worker.mech.interface.Mechanism`."""
     return NullInitiator(request)
 
@@ -72,3 +74,6 @@ class NullInitiator:
     def export(self) -> tuple[bytes, int]:
         """The token that came back, and no end."""
         return self._answer, ENDTIME
+
+    def close(self) -> None:
+        """Nothing to give up."""

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
             """The kernel's ctx (docs/protocol.md 7) and the endtime in seconds since the
             epoch; the context is used up by it."""
 
+        def close(self) -> None:
+            """Give up what it holds: a process that serves many requests keeps nothing of one."""
+
     class Mechanism(Protocol):
         """What a module of this package offers."""
 
@@ -41,9 +44,16 @@ if TYPE_CHECKING:
             """Import what only this request needs, while files can still be read."""
 
         def initiator(
-            self, request: UpcallRequest, config: Config, service: str, report: Report
+            self,
+            request: UpcallRequest,
+            config: Config,
+            service: str,
+            report: Report,
+            rejected: set[bytes],
         ) -> Initiator:
-            """Begin a context with ``service`` (a host-based service name, as text).
+            """Begin a context with ``service`` (a host-based service name, as text).  ``rejected``: the
+            tickets that the acceptor has refused in an earlier attempt for this request, which are
+            not used again; :meth:`Initiator.refused` adds to it.
 
             Raises CredentialError, MechanismError."""
 

@@ -41,7 +41,9 @@ TICKET_IS_GOOD = (
 )
 
 
-def _source(request: UpcallRequest) -> Callable[[UpcallRequest, Config, str, Report], Credential]:
+def _source(
+    request: UpcallRequest,
+) -> Callable[[UpcallRequest, Config, str, Report, set[bytes]], Credential]:
     if request.is_machine:
         from lgss_keyring.worker.creds import machine
 
@@ -56,10 +58,12 @@ def prepare(request: UpcallRequest) -> None:
     _source(request)
 
 
-def initiator(request: UpcallRequest, config: Config, service: str, report: Report) -> Krb5Initiator:
+def initiator(
+    request: UpcallRequest, config: Config, service: str, report: Report, rejected: set[bytes]
+) -> Krb5Initiator:
     """Begin a context with ``service``; see :class:`lgss_keyring.worker.mech.interface.Mechanism`."""
     report("debug", "looking for a credential, at the KDC if it has to be")
-    return Krb5Initiator(_source(request)(request, config, service, report), service, report)
+    return Krb5Initiator(_source(request)(request, config, service, report, rejected), service, report)
 
 
 class Krb5Initiator:
@@ -68,12 +72,21 @@ class Krb5Initiator:
     def __init__(self, credential: Credential, service: str, report: Report) -> None:
         self.complete = False
         self._report = report
-        self._credential = credential
+        self._held: Credential | None = credential
         self._service = service
         self._context: gss_library.sec_contexts.SecurityContext | None = None
         self._target = gss_library.names.import_name(service.encode(), gss_library.NameType.hostbased_service)
         self.name = self._inquire_name()
         report("debug", f"the initiator is {self.name}")
+
+    def close(self) -> None:
+        """Give up context, credential and its copy in memory."""
+        self._context = self._held = None
+
+    @property
+    def _credential(self) -> Credential:
+        assert self._held is not None
+        return self._held
 
     def _inquire_name(self) -> str:
         try:
@@ -104,7 +117,7 @@ class Krb5Initiator:
             # were changed: it must not stand in the way until it expires.
             self._report("debug", failure.reason)
             try:
-                self._credential = self._credential.anew()
+                self._held = self._credential.anew()
             except LgssError as second:
                 # The first cause is the one to report: there may be no keytab at all.
                 self._report("debug", second.reason)
