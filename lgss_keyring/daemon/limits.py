@@ -33,3 +33,65 @@ DYING_SECONDS = 1.0
 
 BACKLOG = 128
 """Connections that wait to be accepted (listen(2))."""
+
+# Upcalls (lgss_keyring/daemon/upcalls.py) and the workers that stay (lgss_keyring/daemon/pool.py).
+
+UPCALLS = 4096
+"""Upcalls that have a connection at a time.  One more is told to do the work itself."""
+
+UPCALLS_OF_A_USER = 512
+"""Of these, those of one ordinary uid.  The kernel's quota allows 100."""
+
+UPCALL_BACKLOG = 1024
+"""Connections that wait to be accepted (listen(2)); the kernel may allow fewer (somaxconn)."""
+
+RESIDENT_WORKERS = 64
+"""Workers at a time.  If there are so many, the one that has been idle for longest ends."""
+
+WORKERS_OF_AN_OWNER = 4
+"""Workers of one user, and of the machine."""
+
+BLOCKED_SECONDS = 0.05
+"""A worker that has not come back to its loop for so long is blocked."""
+
+JOBS_OF_A_WORKER = 16
+"""Requests that a worker has in hand at a time."""
+
+JOBS_IN_ALL = 1000
+"""Requests after which a worker is replaced by a new one: what libraries leak goes with it."""
+
+WORKER_AGE_SECONDS = 3600.0
+"""The same by its age."""
+
+IDLE_SECONDS = 30.0
+"""A worker without work ends after so long."""
+
+JOB_TRIES = 6
+"""How many workers may end under a request before it fails."""
+
+AT_WORK_OF_A_USER = 32
+"""Requests of one ordinary uid that workers have in hand; the others wait in lgssd."""
+
+MACHINE_AT_WORK_OF_A_USER = 8
+"""Requests for the machine's credential from one ordinary uid's processes that workers have in hand."""
+
+MESSAGES_AT_ONCE = 32
+"""Messages that are read from one worker, or connections that are begun, before others have their turn."""
+
+HEAD_BYTES = 64
+"""More than what stands before a token in a worker's message."""
+
+SO_SNDBUFFORCE = 32
+"""The option of setsockopt(2); the module socket does not name it."""
+
+WORKER_BUFFER_BYTES = 1 << 20
+"""The buffer for messages to a worker.  16 replies of 8 KiB fit."""
+
+TICK_SECONDS = 0.025
+"""How often blocked workers are looked for while there are upcalls."""
+
+CLOCK_SECONDS = 0.1
+"""How often deadlines are looked at."""
+
+UPDATE_SECONDS = 5.0
+"""How long a child may take for its last word, beyond the patience that it was given."""

@@ -132,8 +132,8 @@ class Peers:
         for peer in list(self._peers.values()):
             self.drop(peer)
 
-    def close_others(self, peer: Peer) -> None:
-        """Close, in a process that was forked for ``peer``, the connections of all others."""
+    def close_others(self, peer: Peer | None) -> None:
+        """Close, in a process that was forked, the connections of all but ``peer``."""
         for other in self._peers.values():
             if other is not peer:
                 other.connection.close()

@@ -18,9 +18,11 @@ import selectors
 import signal
 
 from lgss_keyring.daemon import limits
+from lgss_keyring.daemon.dispatcher import Dispatcher
 from lgss_keyring.daemon.monitors import Monitors, wait_for
 from lgss_keyring.daemon.peers import DescriptorsError, Peer, Peers
 from lgss_keyring.daemon.shares import Shares
+from lgss_keyring.daemon.upcalls import Upcalls
 from lgss_keyring.formats import payload, pipe
 from lgss_keyring.formats.errors import Kind, LgssError
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from lgss_keyring.daemon.settings import Settings
     from lgss_keyring.system.log import Log
 
 
@@ -57,12 +60,19 @@ class Server:
         self._check = check
         self._log = log
         self._selector = selectors.DefaultSelector()
+        self._upcalls: Upcalls | None = None
+        self._dispatcher: Dispatcher | None = None
         self._shares = Shares()
         self.peers = Peers(self._selector, self.read)
         self.monitors = Monitors(time_limit, self._shares, log)
         self._stopped = False
         # Signals write to one end of this pipe, and the selector looks at the other.
         self._signalled = self._signals = -1
+
+    def serve_upcalls(self, listener: socket.socket, settings: Settings) -> None:
+        """Serve the children of upcalls that connect to ``listener``, too."""
+        self._dispatcher = Dispatcher(settings, self._selector, self._log, self._close_in_child)
+        self._upcalls = Upcalls(listener, self._dispatcher, self._selector, self._log)
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT; then end what is under way and return.  ``ready`` is
@@ -71,14 +81,21 @@ class Server:
         ready()
         try:
             while not self._stopped:
-                # A monitor's deadline is looked at once in a second.
-                for key, _ in self._selector.select(1.0 if self.monitors else None):
+                for key, _ in self._selector.select(self._timeout()):
                     key.data()
+                if self._dispatcher is not None:
+                    self._dispatcher.turn()
                 self.peers.reap()
                 self.monitors.reap()
                 self._serve_waiting()
         finally:
             self._end()
+
+    def _timeout(self) -> float | None:
+        # A monitor's deadline is looked at once in a second.
+        timeout = 1.0 if self.monitors else None
+        other = self._dispatcher.timeout if self._dispatcher is not None else None
+        return other if timeout is None or (other is not None and other < timeout) else timeout
 
     def _begin(self) -> None:
         self._signalled, self._signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -96,11 +113,17 @@ class Server:
     def _end(self) -> None:
         signal.set_wakeup_fd(-1)
         self.peers.drop_all()
+        if self._dispatcher is not None and self._upcalls is not None:
+            self._dispatcher.close()
+            self._upcalls.close()
         self.monitors.kill_all()
 
         def all_have_ended() -> bool:
             self.monitors.reap(answering=False)
-            return not self.peers.reap() and not self.monitors
+            pool = self._dispatcher.pool if self._dispatcher is not None else None
+            if pool is not None:
+                pool.reap()
+            return not self.peers.reap() and not self.monitors and not (pool and pool.has_processes)
 
         wait_for(all_have_ended)
         self._selector.close()
@@ -164,13 +187,20 @@ class Server:
 
     def _work(self, peer: Peer, upcall: pipe.Upcall) -> None:
         """What a monitor does."""
-        # A worker that had one of these could take records from the server, or answer other peers.
+        self._close_in_child(peer)
+        peer.answer(upcall.seq, self._handle(upcall, peer))
+
+    def _close_in_child(self, peer: Peer | None = None) -> None:
+        """Close, in a process that was forked (for ``peer``), what the server has open.  A worker that had
+        one of these could take records from the server, or answer others."""
         self._selector.close()
         self._listener.close()
         os.close(self._signalled)
         os.close(self._signals)
         self.peers.close_others(peer)
-        peer.answer(upcall.seq, self._handle(upcall, peer))
+        if self._upcalls is not None and self._dispatcher is not None:
+            self._upcalls.close_in_child()
+            self._dispatcher.pool.close_in_child()
 
     def _complain(self, peer: Peer, text: str, kind: str) -> None:
         self._log.event("warning", f"uid {peer.uid}: {text}", error=kind, requestor=peer.uid)

@@ -34,7 +34,7 @@ class Upcall(Record):
 
 
 class Reply(Record):
-    """An R message: what init_channel gave for the last token; ``errno``: of a write that failed, or 0."""
+    """An R message: what init_channel gave for the last token, or the ``errno`` of a write that failed."""
 
     status: int
     errno: int

@@ -69,6 +69,37 @@ def debug_level(config: Config) -> int | None:
         return None
 
 
+def path(config: Config) -> str:
+    """The path of init_channel; raises ChannelError if the parameter does not exist."""
+    found = find(INIT_CHANNEL, config)
+    if found is None:
+        raise ChannelError(
+            f"there is no Lustre parameter {INIT_CHANNEL} on this machine",
+            errno=errno.ENODEV,
+            kind=Kind.NO_LUSTRE,
+            hint="load Lustre's module ptlrpc_gss; [lustre] parameters names another directory",
+        )
+    return found
+
+
+def write_error(path: str, number: int, text: str = "") -> ChannelError:
+    """The error of a write to init_channel at ``path`` that failed with errno ``number``; ``text`` says more
+    than that errno, if it is not empty."""
+    if number == errno.EINVAL:
+        return ChannelError(
+            "Lustre has no such target, or it is being set up or unmounted (init_channel: Invalid argument)",
+            errno=errno.EINVAL,
+            kind=Kind.TARGET_GONE,
+            hint="nothing to repair if it was just unmounted; else the kernel's log may say why",
+        )
+    return ChannelError(
+        f"cannot write to {path}: {text or os.strerror(number)}",
+        errno=number or errno.EIO,
+        kind=Kind.INIT_CHANNEL,
+        hint="the kernel's log may say why; is the target still mounted?",
+    )
+
+
 class InitChannelWriter:
     """Writes the tokens of one upcall to init_channel, one at a time.
 
@@ -79,15 +110,7 @@ class InitChannelWriter:
     """
 
     def __init__(self, request: UpcallRequest, config: Config) -> None:
-        path = find(INIT_CHANNEL, config)
-        if path is None:
-            raise ChannelError(
-                f"there is no Lustre parameter {INIT_CHANNEL} on this machine",
-                errno=errno.ENODEV,
-                kind=Kind.NO_LUSTRE,
-                hint="load Lustre's module ptlrpc_gss; [lustre] parameters names another directory",
-            )
-        self._path = path
+        self._path = path(config)
         self._secid = request.secid & 0xFFFFFFFF
         self._uid = request.uid
         self._service = request.lustre_service | MECHANISM_NUMBERS[request.mechanism] << 16
@@ -141,18 +164,6 @@ class InitChannelWriter:
         itself has failed."""
         assert self._result is not None
         if isinstance(self._result, OSError):
-            if self._result.errno == errno.EINVAL:
-                raise ChannelError(
-                    "Lustre has no such target, or it is being set up or unmounted (init_channel: Invalid "
-                    "argument)",
-                    errno=errno.EINVAL,
-                    kind=Kind.TARGET_GONE,
-                    hint="nothing to repair if it was just unmounted; else the kernel's log may say why",
-                ) from self._result
-            raise ChannelError(
-                f"cannot write to {self._path}: {self._result.strerror}",
-                errno=self._result.errno or errno.EIO,
-                kind=Kind.INIT_CHANNEL,
-                hint="the kernel's log may say why; is the target still mounted?",
-            ) from self._result
+            number, text = self._result.errno or errno.EIO, self._result.strerror or ""
+            raise write_error(self._path, number, text) from self._result
         return self._result

@@ -31,31 +31,58 @@ def give(key: int, key_type: str, answer: Answer, deadline: float, log: Log, mor
     lifetime = answer.endtime - int(time.time())
     if answer.failure is None and lifetime <= 0:
         answer = Answer.of_failure(ENDED)
-    failure = answer.failure
-    not_taken = ""
-    is_ordinary = False
+    not_taken = None
     try:
         _update(key, answer.payload, deadline)
         if key_type == "user":
-            _set_life(key, front_answer.FAILURE_LIFE if failure else min(lifetime, callout.INT_MAX))
+            _set_life(key, front_answer.FAILURE_LIFE if answer.failure else min(lifetime, callout.INT_MAX))
     except LgssError as error:
-        # Each unmount that follows a mount at once ends so: nobody needs to know.
-        is_ordinary = failure is not None and failure.kind == Kind.TARGET_GONE and error.errno in keys.GONE
-        nobody = ": nobody waits for it any more" if error.errno in keys.GONE else ""
-        not_taken = error.reason + nobody
-        log.bind(update_errno=errno.errorcode.get(error.errno, str(error.errno)))
-        if error.errno not in keys.GONE and error.errno != errno.EAGAIN:
+        not_taken = error
+        if is_shortage(error.errno):
             _answer_shortage(key, key_type, error.errno, deadline)
-            failure = failure or _shortage(error)
-    log.patience = PATIENCE  # nobody waits for us any more
+    return log_end(key, answer, not_taken, log, more)
+
+
+def is_shortage(number: int) -> bool:
+    """Whether errno ``number`` of an update means that the key has no room for the answer."""
+    return number not in keys.GONE and number != errno.EAGAIN
+
+
+def log_end(
+    key: int,
+    answer: Answer,
+    not_taken: LgssError | None,
+    log: Log,
+    more: str = "",
+    patience: float = PATIENCE,
+) -> bool:
+    """Say in one line how the upcall for ``key`` has ended, a failure with ``more`` behind it;
+    ``not_taken`` is why the key has not taken ``answer``, if so.  The line may wait for
+    ``patience`` seconds, as nobody waits for us any more.
+
+    Returns whether that was an established context and the key has taken it.
+    """
+    failure = answer.failure
+    why = ""
+    is_ordinary = False
+    if not_taken is not None:
+        is_gone = not_taken.errno in keys.GONE
+        # Each unmount that follows a mount at once ends so: nobody needs to know.
+        is_ordinary = failure is not None and failure.kind == Kind.TARGET_GONE and is_gone
+        why = not_taken.reason + (": nobody waits for it any more" if is_gone else "")
+        log.bind(update_errno=errno.errorcode.get(not_taken.errno, str(not_taken.errno)))
+        if is_shortage(not_taken.errno):
+            failure = failure or _shortage(not_taken)
+    log.patience = patience
     if failure is not None:
-        not_taken = f"; {not_taken}" if not_taken and not_taken not in failure.reason else ""
-        log_failure(key, failure, log, not_taken + more, is_ordinary)
+        why = f"; {why}" if why and why not in failure.reason else ""
+        log_failure(key, failure, log, why + more, is_ordinary)
         return False
-    if not_taken:
-        lost = f"key {key}: context of {answer.initiator} is lost: {not_taken}"
+    if why:
+        lost = f"key {key}: context of {answer.initiator} is lost: {why}"
         log.event("warning", lost, error=Kind.UNTAKEN)
         return False
+    lifetime = answer.endtime - int(time.time())
     uid = log.fields.get("uid", "?")
     claim = "" if uid == "0" else f", as the worker of uid {uid} claims"
     # Not "established": an update returns 0 even if the kernel could not import the context. And

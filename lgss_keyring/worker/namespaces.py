@@ -282,3 +282,32 @@ def _remember(task: Task, uid: int, folder: str) -> None:
             sightings.remember(folder, task, uid)
     except OSError:
         pass  # it ends at this moment
+
+
+def are_plainly_ours(request: UpcallRequest, folder: str) -> bool:
+    """Whether the credentials of ``request`` live in our own namespaces, with no doubt: callout field 10
+    names no process, or one of that user's in our mount and network namespace.
+
+    If not, :func:`find` decides: what is in doubt there is refused.  ``folder`` as for it.  Raises
+    nothing, holds nothing open.
+    """
+    if not request.pid or (request.is_machine and request.requestor_uid != 0):
+        return True
+    try:
+        task = Task(request.pid)
+    except OSError:
+        return False
+    try:
+        if not all(_is_ours(task.stat_of(f"ns/{kind}"), kind) for kind in ENTERED):
+            return False
+        if request.is_machine:
+            return True
+        if int(task.status()[b"Uid"].split()[0]) != request.uid or task.has_ended():
+            return False
+        if folder and request.uid:
+            _remember(task, request.uid, folder)
+    except (OSError, KeyError):
+        return False
+    finally:
+        task.close()
+    return True

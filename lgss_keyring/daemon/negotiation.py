@@ -1,0 +1,243 @@
+"""One request in lgssd: what its worker says, its deadline, and how it ends.
+
+:class:`Negotiation` is the side of the worker; whoever asks is the business of its subclasses
+:class:`lgss_keyring.daemon.upcall.Upcall` (the child of an upcall's front) and
+:class:`lgss_keyring.daemon.record.RecordUpcall` (a peer of the pipe's socket).
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+
+from lgss_keyring.daemon import limits
+from lgss_keyring.daemon.pool import MACHINE, ClosedError
+from lgss_keyring.formats import job_messages, worker_messages
+from lgss_keyring.formats.errors import SHORTAGE_HINT, Kind, LimitError
+from lgss_keyring.formats.outcome import Answer, Failed
+from lgss_keyring.monitor.deadline import Deadline
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lgss_keyring.daemon.dispatcher import Dispatcher
+    from lgss_keyring.daemon.pool import Worker
+    from lgss_keyring.daemon.settings import Settings
+    from lgss_keyring.formats.callout import UpcallRequest
+    from lgss_keyring.system.log import Log
+
+
+class Negotiation:
+    """One request.  Its methods raise nothing, but for :meth:`received`, which raises ProtocolError."""
+
+    request: UpcallRequest
+    log: Log
+    deadline: Deadline
+
+    def __init__(
+        self, dispatcher: Dispatcher, requestor: int, for_machine: bool, ended: Callable[[], None]
+    ) -> None:
+        """``ended()`` is called by ``dispatcher`` when this is closed.  ``requestor``: the uid that asks, by
+        the kernel."""
+        self.ended = ended
+        self.requestor = requestor
+        self.line = (requestor, for_machine)
+        self.is_closed = False
+        """Whether whoever asked is gone, or has all that they need."""
+        self.is_begun = False
+        """Whether its worker has said anything about it."""
+        self.has_begun = False
+        """Whether its request was looked at."""
+        self.has_turn = False
+        """Whether it counts among those of its line that are at work."""
+        self.word_due: Deadline | None = None
+        """When the machine's credential must be there, if that is not the deadline."""
+        self.is_ready = False
+        """Whether the credential is there."""
+        self.worker: Worker | None = None
+        self.answer: Answer | None = None
+        self._dispatcher = dispatcher
+        self._pool = dispatcher.pool
+        self._job = 0
+        self._tries = 0
+
+    # What subclasses do.
+
+    def begin(self, settings: Settings) -> bool:
+        """Look at the request.  Returns whether it is for a worker; if not, it has been answered."""
+        raise NotImplementedError
+
+    def arguments(self) -> tuple[str | None, Sequence[str]]:
+        """The realm (-R) and the ten arguments of docs/protocol.md 1."""
+        raise NotImplementedError
+
+    def credential_ready(self) -> None:
+        """The credential is there."""
+
+    def write_token(self, token: bytes) -> None:
+        """Let ``token`` be written to init_channel; raises ProtocolError if none is due."""
+        raise worker_messages.ProtocolError("a token where none was due from the worker")
+
+    def lost_worker(self) -> None:
+        """Its worker has ended, and another one will begin anew."""
+
+    def finish(self, answer: Answer) -> None:
+        """Pass ``answer`` on to whoever asked."""
+        raise NotImplementedError
+
+    def look_at_clock(self, now: float) -> None:
+        """End what takes too long; ``now`` is of time.monotonic()."""
+        raise NotImplementedError
+
+    @property
+    def subject(self) -> str:
+        """The request's name in the log."""
+        raise NotImplementedError
+
+    # The worker.
+
+    @property
+    def owner(self) -> int:
+        """Whose worker this needs."""
+        return MACHINE if self.request.is_machine else self.request.uid
+
+    @property
+    def speaker(self) -> str:
+        """Who says what a worker says: an ordinary user's is under that user's control."""
+        return "" if self.request.is_machine else f"worker of uid {self.request.uid} says: "
+
+    @property
+    def waits(self) -> bool:
+        """Whether it needs a worker and has none."""
+        return self.worker is None and self.answer is None and not self.is_closed
+
+    def start(self, worker: Worker) -> None:
+        """Let ``worker`` negotiate."""
+        left = self.deadline.at - time.monotonic()
+        realm, arguments = self.arguments()
+
+        def job(number: int) -> bytes:
+            return job_messages.pack_job(number, left, realm, arguments)
+
+        self.is_ready = self.is_begun = False
+        self._tries += 1
+        self.worker = worker
+        try:
+            self._job = self._pool.begin(worker, self, job)
+        except ClosedError:
+            self.worker = None
+            self._pool.kill(worker, "it took no messages")
+            self.worker_ended("it took no messages")
+            return
+        if self.word_due is not None:
+            # It counts from the moment when a worker has the request.
+            due = self.word_due
+            self.word_due = Deadline(min(due.at, time.monotonic() + due.seconds), due.seconds, due.setting)
+
+    def tell_worker(self, message: bytes) -> None:
+        """Send the worker, if there is one, a message about this request."""
+        if self.worker is None:
+            return
+        try:
+            self.worker.send(self._job, message)
+        except ClosedError:
+            self._pool.kill(self.worker, "it took no messages")
+
+    def received(self, message: bytes) -> None:
+        """Take a message of the worker's; raises ProtocolError for one that is none of ours."""
+        decoded = worker_messages.unpack(message)
+        if isinstance(decoded, Answer):
+            self._release()
+            if self.answer is None and not self.is_closed:
+                self.finish(self._attributed(decoded))
+        elif isinstance(decoded, worker_messages.CredentialReady):
+            if self.is_ready:
+                raise worker_messages.ProtocolError("a credential where none was due from the worker")
+            self.is_ready = True
+            self.word_due = None
+            self.credential_ready()
+        elif isinstance(decoded, worker_messages.Token):
+            if not self.is_ready:
+                raise worker_messages.ProtocolError("a token before the credential from the worker")
+            self.write_token(decoded.token)
+        elif isinstance(decoded, worker_messages.Group):
+            raise worker_messages.ProtocolError("a group where none was due from the worker")
+        else:
+            level, text = decoded
+            self.log.event(level, f"{self.subject}: {self.speaker}{text}", step="negotiation")
+
+    def _attributed(self, answer: Answer) -> Answer:
+        failure = answer.failure
+        if failure is None or not self.speaker:
+            return answer
+        values = {**failure.__dict__, "reason": f"{self.speaker}{failure.reason}"}
+        return Answer.of_failure(Failed(**values))
+
+    def worker_ended(self, how: str) -> None:
+        """The worker has ended: another one begins anew, or the request has failed."""
+        self.worker = None
+        self.lost_worker()
+        if self.answer is not None or self.is_closed:
+            return
+        if self._tries < limits.JOB_TRIES:
+            self._dispatcher.changed(self)
+            return
+        reason = f"{self._tries} workers have ended before they answered; the last: {how}"
+        hint = "somebody killed them, or memory ran out: see the kernel's log"
+        self.fail(Failed(errno.EIO, 0, Kind.WORKER_DIED, reason, hint))
+
+    def moved(self) -> None:
+        """Its worker is blocked by another request: this one waits again."""
+        self.worker = None
+        self._tries -= 1
+        self._dispatcher.changed(self)
+
+    # The end.
+
+    def fail_late(self, due: Deadline) -> None:
+        """Fail because ``due`` has passed."""
+        worker = self.worker
+        if worker is None:
+            reason = f"no worker was free within {due}: too many requests of that user are at work"
+            hint = "a program asks too often, or a KDC, name service or server does not answer"
+            self.fail(Failed(errno.ETIMEDOUT, 0, Kind.TOO_MANY_UPCALLS, reason, hint))
+            return
+        _, current, step = worker.page.look()
+        if worker.gid is None or current == self._job:
+            # No other way ends a call of libkrb5's.  Its other requests are begun anew.
+            self._release()
+            self._pool.kill(worker, "a request of the same user took too long")
+        if worker.gid is None or not (self.is_begun or current == self._job):
+            reason = "this machine is short of something: the worker had not begun when its time was over"
+            hint = f"it is overloaded, or its name service hangs; {due.setting} sets the limit"
+            self.fail(Failed(errno.ETIMEDOUT, 0, Kind.RESOURCES, reason, hint))
+            return
+        last = f"; last step: {self.speaker}{step}" if step and current == self._job else ""
+        hint = "a KDC or name service that does not answer is the usual cause; "
+        error = LimitError(f"no answer within {due}{last}", hint=f"{hint}{due.setting} sets this limit")
+        self.fail(Failed.by(error))
+
+    def fail(self, failure: Failed) -> None:
+        """Answer with ``failure``."""
+        self._release()
+        if self.answer is None and not self.is_closed:
+            self.finish(Answer.of_failure(failure))
+
+    def fail_short(self, error: OSError) -> None:
+        """Answer that there can be no worker."""
+        reason = f"this machine is short of something: {error.strerror}"
+        self.fail(Failed(error.errno or errno.ENOMEM, 0, Kind.RESOURCES, reason, SHORTAGE_HINT))
+
+    def _release(self) -> None:
+        """Let the worker go, which need not do anything for this any more."""
+        worker, self.worker = self.worker, None
+        if worker is not None:
+            self._pool.drop(worker, self._job)
+
+    def close(self) -> None:
+        """Nothing more comes or goes; the server closes the connection."""
+        self._release()
+        if not self.is_closed:
+            self.is_closed = True
+            self._dispatcher.changed(self)

@@ -1,0 +1,80 @@
+"""lgssd's configuration, and what else it was started with that may change on disk."""
+
+from __future__ import annotations
+
+import os
+
+from lgss_keyring.formats.config import DEFAULT_PATH, Config
+from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.formats.nid import PTL4, Nid
+from lgss_keyring.monitor import init_channel
+from lgss_keyring.monitor.upcall import DEBUG_LEVELS
+from lgss_keyring.system import config_file
+from lgss_keyring.worker import krb5_conf, names
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lgss_keyring.formats.callout import UpcallRequest
+
+
+class Settings:
+    """The configuration in the file ``path`` (None: the default one), read anew when it changes."""
+
+    def __init__(self, path: str | None) -> None:
+        """Raises ConfigError."""
+        self.path = path
+        self.current: Config = config_file.load(path)
+        self._is_good = True
+        self._seen = self._fingerprint()
+        self._krb5 = self._krb5_fingerprint()
+
+    def _fingerprint(self) -> tuple[object, ...]:
+        return _identity(self.path or DEFAULT_PATH)
+
+    def _krb5_fingerprint(self) -> tuple[object, ...]:
+        return tuple(_identity(file) for file in krb5_conf.files(self.current))
+
+    def look(self) -> bool:
+        """Read again what has changed; returns whether anything has that workers have loaded.  A
+        file that has become wrong is left to the child of each upcall, which says what is wrong."""
+        is_changed = False
+        seen = self._fingerprint()
+        if seen != self._seen:
+            self._seen = seen
+            try:
+                self.current = config_file.load(self.path)
+                self._is_good = True
+            except LgssError:
+                self._is_good = False
+            is_changed = True
+        krb5 = self._krb5_fingerprint()
+        if krb5 != self._krb5:
+            self._krb5 = krb5
+            is_changed = True
+        return is_changed
+
+    def serves(self, path: str | None) -> bool:
+        """Whether requests with the option --config ``path`` (None: without it) have this configuration."""
+        return self._is_good and (path or DEFAULT_PATH) == (self.path or DEFAULT_PATH)
+
+    def needs_program(self, request: UpcallRequest) -> bool:
+        """Whether a program of root's must be asked for a host name of ``request``."""
+        own = request.is_machine and Nid.from_int(request.self_nid).network_type == PTL4
+        return own or names.needs_program(request, self.current)
+
+    def level(self, key_type: str) -> str:
+        """The level of the log for a request of ``key_type``; on a Lustre client its parameter
+        debug_level decides, which people set to see the next upcall."""
+        if key_type == "lgssc":
+            parameter = init_channel.debug_level(self.current)
+            if parameter is not None:
+                return DEBUG_LEVELS[parameter]
+        return self.current.log.level
+
+
+def _identity(path: str) -> tuple[object, ...]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return path, error.errno
+    return path, status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
