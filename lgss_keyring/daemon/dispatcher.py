@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lgss_keyring.daemon.negotiation import Negotiation
+    from lgss_keyring.daemon.pool import Run
     from lgss_keyring.daemon.settings import Settings
     from lgss_keyring.system.log import Log
 
@@ -24,15 +25,21 @@ class Dispatcher:
     each round."""
 
     def __init__(
-        self, settings: Settings, selector: selectors.BaseSelector, log: Log, in_child: Callable[[], None]
+        self,
+        settings: Settings,
+        selector: selectors.BaseSelector,
+        log: Log,
+        in_child: Callable[[], None],
+        run: Run = resident.run,
     ) -> None:
-        """``in_child()`` closes, in a process that was forked, what this one has open."""
+        """``in_child()`` closes, in a process that was forked, what this one has open; ``run`` is the work
+        of a worker."""
         self._settings = settings
         self._turns = Turns()
         self._all: set[Negotiation] = set()
         self._changed: list[Negotiation] = []
         """Those that have ended, or need a worker again."""
-        self.pool = Pool(selector, resident.run, log, in_child)
+        self.pool = Pool(selector, run, log, in_child)
         self._numbers: dict[int, int] = {}
         self._looked_at_workers = self._looked_at_clocks = 0.0
 

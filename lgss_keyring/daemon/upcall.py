@@ -54,6 +54,8 @@ class Upcall(Negotiation):
         self.connection = connection
         self.started = time.monotonic() - message.elapsed
         self._last_pulse = time.monotonic()
+        self._has_gone = False
+        """Whether the front has its word."""
         self._tokens_written = 0
         self._writing_since = 0.0
         self._spent = 0.0
@@ -142,7 +144,9 @@ class Upcall(Negotiation):
 
     def credential_ready(self) -> None:
         """Let the front instantiate the key."""
-        self._send(lgssd_messages.GO)
+        if not self._has_gone:  # a second worker finds the credential, too
+            self._has_gone = True
+            self._send(lgssd_messages.GO)
 
     def write_token(self, token: bytes) -> None:
         """Let the child write ``token`` to init_channel."""
@@ -242,7 +246,7 @@ class Upcall(Negotiation):
         """Note a failure that the next attempt cannot change; returns how long the key lives with it."""
         life = 0
         if hasattr(self, "request"):
-            life = failures.note(self.call, self.request, failure, self._settings, is_word=not self.is_ready)
+            life = failures.note(self.call, self.request, failure, self._settings, is_word=not self._has_gone)
         if life:
             self._more = f"; further requests get the same answer for {life} s, without another try"
         return life or FAILURE_LIFE

@@ -50,7 +50,9 @@ class Daemon:
             self.config, self.log_file = upcalls.config_file, upcalls.log_file
         command = ["setpriv", "--pdeathsig", "KILL", *(wrapper or [])]
         command += [sys.executable, "-m", "lgss_keyring.daemon"]
-        command += ["--socket", self.path, "--config", str(self.config)]
+        self.upcall_path = f"{self.path}.upcalls"
+        command += ["--socket", self.path, "--upcall-socket", self.upcall_path]
+        command += ["--config", str(self.config)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == f"listening at {self.path}\n"

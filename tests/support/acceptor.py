@@ -23,6 +23,7 @@ from pathlib import Path
 import click
 import gssapi.raw as gss
 
+from lgss_keyring.worker import identity
 from tests.support.acceptor_context import Context, protect, unprotect
 from tests.support.acceptor_faults import FAULTS
 from tests.support.onc_rpc import (
@@ -321,6 +322,9 @@ class Acceptor:
     type=click.Path(path_type=Path),
     help="Write each context WITH ITS KEYS to this file (mode 0600). For tests only.",
 )
+@click.option(
+    "--processes", default=1, show_default=True, help="How many processes accept; for benches of bursts."
+)
 @click.option("--fault", type=click.Choice(sorted(FAULTS)), help="Do this wrong, for tests of initiators.")
 def main(
     keytab: str,
@@ -329,6 +333,7 @@ def main(
     version: int,
     window: int,
     contexts: Path | None,
+    processes: int,
     fault: str | None,
 ) -> None:
     """Accept RPCSEC_GSS contexts on TCP and answer the null procedure.
@@ -339,9 +344,14 @@ def main(
     os.environ["KRB5_KTNAME"] = keytab
     # Many initiators in the same second, and no state that outlives us.
     os.environ["KRB5RCACHENAME"] = "none:"
-    listener = socket.create_server((address, int(port)), backlog=128)
+    listener = socket.create_server((address, int(port)), backlog=1024)
     acceptor = Acceptor(listener, program, version, window, contexts, fault)
     click.echo(f"listening on {address} {listener.getsockname()[1]}")
+    parent = os.getpid()
+    for _ in range(processes - 1):
+        if os.fork() == 0:
+            identity.die_with(parent)
+            break
     acceptor.serve_forever()
 
 

@@ -1,0 +1,1 @@
+"""What upcalls and the library cost; not installed."""
