@@ -26,13 +26,20 @@ class Settings:
         self.current: Config = config_file.load(path)
         self._is_good = True
         self._seen = self._fingerprint()
+        self._krb5_paths: list[str] = []
+        self._krb5: tuple[object, ...] = ()
         self._krb5 = self._krb5_fingerprint()
 
     def _fingerprint(self) -> tuple[object, ...]:
         return _identity(self.path or DEFAULT_PATH)
 
     def _krb5_fingerprint(self) -> tuple[object, ...]:
-        return tuple(_identity(file) for file in krb5_conf.files(self.current))
+        """That of krb5.conf and all that it includes.  They are only read again if one has changed."""
+        marks = tuple(_identity(path) for path in self._krb5_paths)
+        if not marks or marks != self._krb5:
+            self._krb5_paths = [file.rsplit(" ", 1)[0] for file in krb5_conf.files(self.current.krb5)]
+            marks = tuple(_identity(path) for path in self._krb5_paths)
+        return marks
 
     def look(self) -> bool:
         """Read again what has changed; returns whether anything has that workers have loaded.  A
@@ -46,6 +53,7 @@ class Settings:
                 self._is_good = True
             except LgssError:
                 self._is_good = False
+            self._krb5_paths = []
             is_changed = True
         krb5 = self._krb5_fingerprint()
         if krb5 != self._krb5:

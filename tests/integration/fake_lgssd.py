@@ -186,7 +186,7 @@ class FakeLgssd:
         **fields: Any,
     ) -> Child:
         """An upcall of ``requestor`` for a context of ``uid``, with callout info of ``fields``."""
-        values = {"uid": uid, "gid": uid, "lustre_service": 1, "target_nid": LOOPBACK_NID}
+        values: dict[str, Any] = {"uid": uid, "gid": uid, "lustre_service": 1, "target_nid": LOOPBACK_NID}
         values |= {"obd_name": "fake-MDT0000-mdc", **fields}
         asks = str(uid if requestor is None else requestor)
         arguments = [

@@ -313,4 +313,5 @@ def test_a_child_that_is_gone_frees_its_worker() -> None:
     with FakeLgssd(_say()) as lgssd:
         with children(5, lambda: lgssd.ask(ALICE)):
             assert within(5, lambda: len(lgssd.workers()) >= 1)
-        assert lgssd.ask(BOB)
+        assert within(5, lambda: "has ended" not in lgssd.log())
+        assert lgssd.ask(BOB).connection.fileno() >= 0
