@@ -318,13 +318,9 @@ class Acceptor:
 @click.option("--version", default=1, show_default=True, help="RPC program version.")
 @click.option("--window", default=128, show_default=True, help="Sequence window to offer.")
 @click.option(
-    "--contexts",
-    type=click.Path(path_type=Path),
-    help="Write each context WITH ITS KEYS to this file (mode 0600). For tests only.",
+    "--contexts", type=click.Path(path_type=Path), help="Write contexts WITH THEIR KEYS to it (0600)."
 )
-@click.option(
-    "--processes", default=1, show_default=True, help="How many processes accept; for benches of bursts."
-)
+@click.option("--processes", default=1, help="How many processes accept.")
 @click.option("--fault", type=click.Choice(sorted(FAULTS)), help="Do this wrong, for tests of initiators.")
 def main(
     keytab: str,
@@ -348,10 +344,8 @@ def main(
     acceptor = Acceptor(listener, program, version, window, contexts, fault)
     click.echo(f"listening on {address} {listener.getsockname()[1]}")
     parent = os.getpid()
-    for _ in range(processes - 1):
-        if os.fork() == 0:
-            identity.die_with(parent)
-            break
+    if any(os.fork() == 0 for _ in range(processes - 1)):
+        identity.die_with(parent)
     acceptor.serve_forever()
 
 
