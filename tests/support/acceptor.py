@@ -332,10 +332,7 @@ def main(
     processes: int,
     fault: str | None,
 ) -> None:
-    """Accept RPCSEC_GSS contexts on TCP and answer the null procedure.
-
-    Prints `listening on ADDRESS PORT` when it is ready, and runs until it is ended.
-    """
+    """Accept RPCSEC_GSS contexts on TCP; prints `listening on ADDRESS PORT` when it is ready."""
     address, _, port = listen.rpartition(":")
     os.environ["KRB5_KTNAME"] = keytab
     # Many initiators in the same second, and no state that outlives us.
