@@ -20,12 +20,20 @@ from lgss_keyring.monitor.deadline import Deadline
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Protocol
 
-    from lgss_keyring.daemon.dispatcher import Dispatcher
-    from lgss_keyring.daemon.pool import Worker
+    from lgss_keyring.daemon.pool import Pool, Worker
     from lgss_keyring.daemon.settings import Settings
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.system.log import Log
+
+    class Dispatcher(Protocol):
+        """What a request needs of :class:`lgss_keyring.daemon.dispatcher.Dispatcher`."""
+
+        pool: Pool
+
+        def changed(self, negotiation: Negotiation) -> None:
+            """``negotiation`` has ended, or needs a worker again."""
 
 
 class Negotiation:

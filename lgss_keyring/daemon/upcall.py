@@ -29,7 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from lgss_keyring.daemon.dispatcher import Dispatcher
+    from lgss_keyring.daemon.negotiation import Dispatcher
     from lgss_keyring.daemon.settings import Settings
 
 
