@@ -15,6 +15,33 @@ LOCK_SECONDS = 5.0
 """How long a worker waits for another one that holds the lock of a ticket file of ours."""
 LOCK_POLL_SECONDS = 0.005
 
+USED_SECONDS = 24 * 3600.0
+"""A ticket of the machine's is renewed if it was used within its own life, or within this time if that
+is longer."""
+USED_BY_ROOT_SECONDS = 7 * 24 * 3600.0
+"""And if root used it within twice its own life, or within this time: any user can forge the other uses."""
+USE_FRESH_SECONDS = 60.0
+"""A note of a use is not written again for so long."""
+USE_FORGOTTEN_SECONDS = 60 * 24 * 3600.0
+"""A note of a use that is older is removed."""
+USES = 10_000
+"""How many notes of uses are looked at."""
+USE_BYTES = 1 << 14
+"""The longest note of a use."""
+
+RENEWAL_SHARE = 4
+"""The part of the time for which upcalls take a ticket, at whose end it is renewed: a quarter."""
+RENEWAL_GAIN_SECONDS = 1.0
+"""A ticket that does not end later than the old one by this is no gain."""
+RENEWAL_PAUSE_SECONDS = 15.0
+"""The pause after a renewal that has failed.  It doubles with each failure..."""
+RENEWAL_PAUSE_DIVISOR = 32
+"""(but it is not more than the ticket's life divided by this)"""
+RENEWAL_PAUSE_MOST_SECONDS = 600.0
+"""...up to this,"""
+RENEWAL_PAUSE_MOST_DIVISOR = 8
+"""or the ticket's life divided by this."""
+
 TMP_ENTRIES = 100_000
 """How many entries of /tmp, or of /run/user/UID, are looked at: anybody may fill /tmp."""
 CACHE_FILES = 1000

@@ -22,6 +22,10 @@ from .library import policy as policy
 from .library import sec as sec
 from .library import swept as swept
 from .library import talking as talking
+from .renewing import life as life
+from .renewing import loop as loop
+from .renewing import node as node
+from .renewing import steps as steps
 from .waiting import BARE_SECONDS, pace, upcall_processes, within
 
 

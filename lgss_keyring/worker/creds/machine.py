@@ -22,9 +22,8 @@ import os
 from lgss_keyring.formats.config import ContainerKrb5
 from lgss_keyring.formats.errors import CredentialError, Kind, LgssError
 from lgss_keyring.worker import gss_library, krb5_library
-from lgss_keyring.worker.creds import Credential, cache_owner, principals
+from lgss_keyring.worker.creds import Credential, cache_owner, principals, ticket_file
 from lgss_keyring.worker.creds.service_tickets import ServiceTickets
-from lgss_keyring.worker.creds.ticket_file import TicketFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
     from lgss_keyring.formats.outcome import Report
+    from lgss_keyring.worker.creds.ticket_file import TicketFile
 
 
 def acquire(
@@ -65,6 +65,7 @@ class _Search:
         self._context = krb5_library.new_context()
         self._principals = principals.for_request(self._context, request, config)
         self._krb5 = config.krb5
+        self._is_roots = request.requestor_uid == 0
         self._report = report
         self._rejected = rejected
 
@@ -124,13 +125,13 @@ class _Search:
         origin: tuple[str, ...],
         anew: Callable[[], Credential] | None = None,
     ) -> Credential:
-        """A credential by ``tgt``, with the tickets for ``service`` that were kept.  ``origin``
-        says where the TGT comes from; TGTs of different origins do not share a file."""
+        """A credential by ``tgt``, with the tickets for ``service`` that were kept; ``origin`` as in
+        :func:`.ticket_file.of_service`."""
         memory = krb5_library.MemoryCache(self._context, tgt)
-        file = TicketFile(
-            self._krb5.ccache_directory, f"{tgt.client}.{service}", self._krb5.config, *origin, service
+        file = ticket_file.of_service(self._krb5, origin, service)
+        tickets = ServiceTickets(
+            self._context, file, self._is_roots, tgt, memory.name, self._report, self._rejected
         )
-        tickets = ServiceTickets(self._context, file, tgt, memory.name, self._report, self._rejected)
         return Credential(_handle(memory.name), anew, tickets, memory)
 
     def keytab_entry(self) -> tuple[krb5_library.KeyTab, krb5_library.Principal]:
@@ -180,8 +181,7 @@ class _Search:
         return None
 
     def _tgt_file(self, principal: krb5_library.Principal) -> TicketFile:
-        krb5 = self._krb5
-        return TicketFile(krb5.ccache_directory, str(principal), krb5.config, krb5.keytab, str(principal))
+        return ticket_file.of_tgt(self._krb5, self._krb5.keytab, str(principal))
 
     def _renew(
         self,
@@ -218,12 +218,19 @@ class _Search:
 
     def _from_kdc(self, keytab: krb5_library.KeyTab, principal: krb5_library.Principal) -> krb5_library.Creds:
         self._report("debug", f"getting a ticket for {principal} from the KDC")
-        try:
-            options = krb5_library.get_init_creds_opt_alloc(self._context)
-            return krb5_library.get_init_creds_keytab(self._context, principal, options, keytab)
-        except krb5_library.Krb5Error as error:
-            problem = f"cannot get a ticket for {principal} by the machine's keytab"
-            raise krb5_library.explain(error, problem, CredentialError) from error
+        return tgt_from_kdc(self._context, keytab, principal)
+
+
+def tgt_from_kdc(
+    context: krb5_library.Context, keytab: krb5_library.KeyTab, principal: krb5_library.Principal
+) -> krb5_library.Creds:
+    """A new TGT of ``principal`` (an AS exchange).  Raises CredentialError."""
+    try:
+        options = krb5_library.get_init_creds_opt_alloc(context)
+        return krb5_library.get_init_creds_keytab(context, principal, options, keytab)
+    except krb5_library.Krb5Error as error:
+        problem = f"cannot get a ticket for {principal} by the machine's keytab"
+        raise krb5_library.explain(error, problem, CredentialError) from error
 
 
 def _handle(cache: bytes) -> gss_library.creds.Creds:

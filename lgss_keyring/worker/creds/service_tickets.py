@@ -27,17 +27,20 @@ class ServiceTickets:
         self,
         context: krb5_library.Context,
         file: TicketFile,
+        is_roots: bool,
         tgt: krb5_library.Creds,
         memory: bytes,
         report: Report,
         rejected: set[bytes],
     ) -> None:
         """``memory`` names the MEMORY cache that has the TGT ``tgt``; ``rejected`` has the tickets that
-        the acceptor has refused in an earlier attempt for the same request."""
+        the acceptor has refused in an earlier attempt for the same request.  ``is_roots``: this is for a
+        request of root's."""
         self.from_file = False
         """Whether a ticket for the service has come from the file."""
         self._context = context
         self._file = file
+        self._is_roots = is_roots
         self._tgt = tgt
         self._memory = krb5_library.cc_resolve(context, memory)
         self._report = report
@@ -71,6 +74,7 @@ class ServiceTickets:
         try:
             if kind is None:
                 self._keep()
+                self._file.note_use(self._is_roots, self._report)
         finally:
             self._release()
 

@@ -19,11 +19,13 @@ import struct
 import time
 
 from lgss_keyring.worker import krb5_library, limits
+from lgss_keyring.worker.creds import uses
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lgss_keyring.formats.config import Krb5
     from lgss_keyring.formats.outcome import Report
 
 
@@ -37,11 +39,12 @@ _FLOCK = struct.Struct("hhqqi4x")
 class TicketFile:
     """One such file and its lock."""
 
-    def __init__(self, directory: str, title: str, *identity: object) -> None:
+    def __init__(self, directory: str, title: str, *identity: str) -> None:
         """``title`` is the part of the file's name that is for people; ``identity`` is all that
         the tickets depend on, and its digest keeps different files apart."""
         self._directory = directory
-        key = "\0".join(str(part) for part in identity).encode("utf-8", "surrogateescape")
+        self._identity = identity
+        key = "\0".join(identity).encode("utf-8", "surrogateescape")
         readable = "".join(each if each.isalnum() or each in "._-@" else "_" for each in title)[:100]
         self.path = f"{directory}/{readable}.{hashlib.sha256(key).hexdigest()[:12]}"
 
@@ -96,6 +99,16 @@ class TicketFile:
         except (OSError, krb5_library.Krb5Error) as error:
             report("warning", f"the ticket cannot be kept in {self.path}: {error}")
 
+    def note_use(self, by_root: bool, report: Report) -> None:
+        """Note that it is used just now, so that it is renewed before it ends (:mod:`.uses`);
+        ``by_root``: for a request of root's.  A failure is reported only."""
+        if _why_not_roots_alone(self._directory):
+            return
+        try:
+            uses.write(self._directory, os.path.basename(self.path), self._identity, by_root)
+        except OSError as error:
+            report("debug", f"the use of {self.path} cannot be noted: {error.strerror}")
+
     def remove(self) -> None:
         """Take the file away, while holding the lock.  Raises OSError."""
         os.unlink(self.path)
@@ -103,6 +116,19 @@ class TicketFile:
     @staticmethod
     def _name(path: str) -> bytes:
         return b"FILE:" + os.fsencode(path)
+
+
+def of_tgt(krb5: Krb5, keytab: str, principal: str) -> TicketFile:
+    """The file of the TGT that ``principal`` gets by ``keytab``."""
+    return TicketFile(krb5.ccache_directory, principal, krb5.config, keytab, principal)
+
+
+def of_service(krb5: Krb5, origin: tuple[str, ...], service: str) -> TicketFile:
+    """The file of the tickets for ``service`` (name@host).  ``origin`` says where their TGT comes from:
+    ``("keytab", keytab, principal)`` or ``("cache", principal)``.  TGTs of different origins do not
+    share a file."""
+    title = f"{origin[-1]}.{service}"
+    return TicketFile(krb5.ccache_directory, title, krb5.config, *origin, service)
 
 
 def lock_place(path: str) -> int:
