@@ -110,7 +110,11 @@ def test_answer_that_the_quota_has_no_room_for(stand_in: StandIn, user: Requesto
         assert lgssd.answer(0, bytes(4000)) == errno.EDQUOT
 
     with served(stand_in, script) as name:
-        user.run(["keyctl", "add", "user", "lgss-fills-the-quota", "x" * 17000, "@s"])
+        with pytest.raises(RuntimeError, match="quota"):
+            for number in range(1000):
+                user.run(["keyctl", "add", "user", f"lgss-fills-the-quota-{number}", "x" * 1500, "@s"])
+        # Room for the request, but not for the answer.
+        user.run(["keyctl", "revoke", "%user:lgss-fills-the-quota-0"])
         assert failed(user.ask(name(), user_callout()).data) == errno.EDQUOT
 
 
@@ -153,6 +157,7 @@ def test_killed_child(stand_in: StandIn, user: Requestor, sign: signal.Signals) 
 
     with served(stand_in, script) as name:
         answer = user.ask(name(), user_callout())
+    assert answer.data, answer
     assert failed(answer.data) == errno.EIO and answer.updated is not None and answer.updated < pace(1)
     words, _ = called(stand_in)
     assert words[words.index("--killed") + 1] == f"{errno.EIO}:signal {int(sign)}"

@@ -20,7 +20,7 @@ from .native_front import folder as folder
 from .native_front import root as root
 from .native_front import stand_in as stand_in
 from .native_front import user as user
-from .waiting import pace
+from .waiting import pace, within
 
 pytestmark = pytest.mark.skipif(not native.has_compiler(), reason="no C compiler here")
 
@@ -93,6 +93,8 @@ def test_killed_front(stand_in: StandIn, user: Requestor) -> None:
     """The child finds out by itself what came of the key: lgss_keyring.py does."""
 
     def script(lgssd: Connection) -> None:
+        # The front and its two children.
+        assert within(5, lambda: len(stand_in.pids()) == 3)
         os.kill(stand_in.pids()[0], signal.SIGKILL)
         time.sleep(0.3)
 
