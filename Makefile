@@ -4,6 +4,8 @@ PYTHON ?= python3
 PREFIX ?= /usr
 DESTDIR ?=
 SYSCONFDIR ?= /etc
+# `no`: install the front in Python also where there is a C compiler.
+NATIVE ?= yes
 VENV := .venv
 BIN := $(VENV)/bin
 # Built once by `setup`: gssapi takes two minutes. Point it elsewhere to install where nothing can be built.
@@ -55,8 +57,16 @@ lint: setup ## ruff, mypy --strict, and who may import whom
 	$(BIN)/ruff format --check . $(SCRIPTS)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
+	@$(if $(and $(shell command -v cppcheck),$(shell command -v gcc)),$(MAKE) -s native-lint,echo 'lint: no cppcheck or no gcc here, so native/ is not looked at')
 	@# Inside the machine these import one another from their own folder.
 	cd tests/vm && MYPYPATH=../.. ../../$(BIN)/mypy --explicit-package-bases --config-file ../../pyproject.toml *.py
+
+.PHONY: native native-lint
+native: build-packages ## build the front in C (native/; build/native/lgss_keyring)
+	@$(MAKE) -sC native
+
+native-lint: ## what gcc's -fanalyzer and cppcheck say about the front in C
+	@$(MAKE) -sC native lint
 
 # Not `setup`: these need what compiles the wheels, no KDC and no root.
 .PHONY: unit unit-all build-packages
@@ -101,8 +111,8 @@ build-wheels: build-packages
 runtime-packages:
 	@$(if $(DESTDIR),:,./setup-packages runtime)
 
-install: runtime-packages wheels ## install for request-key(8), under PREFIX and DESTDIR
-	@$(call tools-install,install) --wheels '$(WHEELS)'
+install: runtime-packages wheels ## install for request-key(8), under PREFIX and DESTDIR (NATIVE=no: without the front in C)
+	@$(call tools-install,install) --wheels '$(WHEELS)' $(if $(filter no,$(NATIVE)),--no-native)
 
 uninstall: ## take away what install put there
 	@$(call tools-install,uninstall)

@@ -12,7 +12,12 @@ import sysconfig
 import tomllib
 from pathlib import Path
 
-from ownership import PROGRAMS, InstallError
+from ownership import FRONT, PROGRAMS, InstallError
+
+NATIVE = "lgss_keyring-native"
+"""The front in C; beside the one in Python, which it becomes for all that is out of the ordinary."""
+COMPILERS = ("musl-gcc", "gcc", "cc")
+"""As in native/Makefile."""
 
 CHECK_SECONDS = 60
 """How long the new program may take for each step of its trial."""
@@ -38,8 +43,11 @@ def interpreter() -> str:
     return os.path.realpath(sys.executable)
 
 
-def build(folder: Path, final: Path, checkout: Path, wheels: Path) -> None:
-    """Fill ``folder``, which is renamed to ``final`` later on: that is where it will run."""
+def build(folder: Path, final: Path, checkout: Path, wheels: Path, with_native: bool) -> str:
+    """Fill ``folder``, which is renamed to ``final`` later on: that is where it will run.
+
+    Returns why the front is not the one in C, if it is not.
+    """
     _unpack_dependencies(folder, checkout, wheels)
     shutil.rmtree(folder / "bin", ignore_errors=True)
     unwanted = shutil.ignore_patterns("__pycache__", "*.py[co]", ".*", "*~")
@@ -47,9 +55,29 @@ def build(folder: Path, final: Path, checkout: Path, wheels: Path) -> None:
     for program in PROGRAMS:
         _, _, rest = (checkout / f"{program}.py").read_text().partition("\n")
         (folder / f"{program}.py").write_text(f"#!{interpreter()} -IS\n{rest}")
+    reason = _build_native(folder, checkout) if with_native else "NATIVE=no"
+    (folder / FRONT).symlink_to("lgss_keyring.py" if reason else NATIVE)
     # Not fatal: packages may bring a file for another version of Python.
     compileall.compile_dir(str(folder), quiet=2, stripdir=str(folder), prependdir=str(final), maxlevels=20)
     _set_modes(folder)
+    return reason
+
+
+def _build_native(folder: Path, checkout: Path) -> str:
+    """Build the front in C; returns why that is not possible, empty if it was."""
+    if not any(map(shutil.which, COMPILERS)):
+        return "there is no C compiler"
+    built = folder / ".native"
+    command = ["make", "-sC", str(checkout / "native"), f"BUILD={built}"]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    except OSError as error:
+        return str(error)
+    if done.returncode == 0:
+        (built / "lgss_keyring").rename(folder / NATIVE)
+    shutil.rmtree(built, ignore_errors=True)
+    lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+    return f"it cannot be compiled here: {lines[0] if lines else command}" if done.returncode else ""
 
 
 def _unpack_dependencies(folder: Path, checkout: Path, wheels: Path) -> None:
@@ -89,7 +117,7 @@ def _pip(checkout: Path, wheels: Path) -> list[str]:
 
 def _set_modes(folder: Path) -> None:
     """Modes and owner are the installation's own, not those of the checkout or the wheels."""
-    programs = {str(folder / f"{program}.py") for program in PROGRAMS}
+    programs = {str(folder / NATIVE), *(str(folder / f"{program}.py") for program in PROGRAMS)}
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = os.path.join(parent, name)
@@ -101,8 +129,11 @@ def _set_modes(folder: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    """Run both programs, and import what an upcall imports."""
-    commands = [[str(folder / f"{program}.py"), "--help"] for program in PROGRAMS]
+    """Run the programs, and import what an upcall imports."""
+    # The front in C leaves this to the one in Python.
+    commands = [
+        [str(folder / name), "--help"] for name in (FRONT, *(f"{program}.py" for program in PROGRAMS))
+    ]
     commands.append([interpreter(), "-ISB", "-c", IMPORT_ALL, str(folder), *TRIED])
     for command in commands:
         try:

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Install lgss_keyring for request-key(8), or take it away: `make install`, `make uninstall`.
 
-usage: tools/install.py install|uninstall --prefix DIR --sysconfdir DIR [--destdir DIR] [--wheels DIR]
+usage: install.py install|uninstall --prefix DIR --sysconfdir DIR [--destdir DIR] [--wheels DIR] [--no-native]
 
     PREFIX/lib/lgss_keyring/VERSION-TIME/     programs, package, dependencies
     PREFIX/lib/lgss_keyring/current           the link to the one in use
-    PREFIX/sbin/lgss_keyring, lgssd           links to current/lgss_keyring.py and current/lgssd.py
+    PREFIX/sbin/lgss_keyring, lgssd           links to current/front and current/lgssd.py; `front` leads to
+                                              lgss_keyring-native, in C, or to lgss_keyring.py
     PREFIX/share/man/man5, man8               manual pages
     SYSCONFDIR/request-key.d/lgssc.conf       the rule
 
@@ -37,7 +38,7 @@ import sysconfig
 import tomllib
 
 from building import build, check, interpreter
-from ownership import CURRENT, PROGRAMS, RECORD, InstallError, Target, digest, refuse_writable
+from ownership import CURRENT, FRONT, PROGRAMS, RECORD, InstallError, Target, digest, refuse_writable
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 OLD_LIFE = 3600 + 60
@@ -49,7 +50,7 @@ def say(text: str) -> None:
     print(f"lgss_keyring: {text}", flush=True)
 
 
-def install(target: Target, wheels: Path) -> None:
+def install(target: Target, wheels: Path, with_native: bool) -> None:
     """Install, or raise InstallError or OSError and leave everything as it was."""
     refuse_unsafe(target)
     target.refuse_foreign()
@@ -63,7 +64,7 @@ def install(target: Target, wheels: Path) -> None:
         for folder in made:
             folder.mkdir(parents=True, exist_ok=True)
         with locked(target.library):
-            install_locked(target, wheels)
+            install_locked(target, wheels, with_native)
     except BaseException:
         for folder in made:
             if folder.is_dir() and not any(folder.iterdir()):
@@ -71,7 +72,7 @@ def install(target: Target, wheels: Path) -> None:
         raise
 
 
-def install_locked(target: Target, wheels: Path) -> None:
+def install_locked(target: Target, wheels: Path, with_native: bool) -> None:
     """Build, try, switch, and remove what is old; no other install works there."""
     for leftover in target.library.glob(".new-*"):
         shutil.rmtree(leftover)
@@ -80,7 +81,7 @@ def install_locked(target: Target, wheels: Path) -> None:
     new = target.library / f".new-{final.name}"
     new.mkdir(mode=0o700)
     try:
-        build(new, final, CHECKOUT, wheels)
+        reason = build(new, final, CHECKOUT, wheels, with_native)
         check(new)
         rules = [*target.recorded(), digest(target.rule_text)]
         (new / RECORD).write_text(json.dumps({"rules": sorted(set(rules))}))
@@ -89,7 +90,8 @@ def install_locked(target: Target, wheels: Path) -> None:
         shutil.rmtree(new, ignore_errors=True)
     remove_old(target, final)
 
-    say(f"{final} is in use, with {interpreter()}")
+    front = f"the front in Python ({reason})" if reason else "the front in C"
+    say(f"{final} is in use, with {front} and {interpreter()}")
 
 
 def refuse_unsafe(target: Target) -> None:
@@ -124,7 +126,8 @@ def go_live(target: Target, new: Path, final: Path) -> None:
             prepared.append((write_beside(page, source.read_text()), page))
         for program in PROGRAMS:
             link = target.sbin / program
-            prepared.append((link_beside(link, f"../lib/lgss_keyring/{CURRENT}/{program}.py"), link))
+            name = FRONT if program == PROGRAMS[0] else f"{program}.py"
+            prepared.append((link_beside(link, f"../lib/lgss_keyring/{CURRENT}/{name}"), link))
         rule = rule_to_write(target)
         if rule:
             prepared.append((write_beside(rule, target.rule_text), rule))
@@ -248,6 +251,7 @@ def main() -> int:
     parser.add_argument("--sysconfdir", default="/etc")
     parser.add_argument("--destdir", default="")
     parser.add_argument("--wheels", default=str(CHECKOUT / ".venv" / "wheels"))
+    parser.add_argument("--no-native", action="store_true")
     given = parser.parse_args()
     # Ended by a signal it takes away what it has begun.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -255,7 +259,7 @@ def main() -> int:
         destdir = os.path.abspath(given.destdir) if given.destdir else ""
         target = Target(CHECKOUT, given.prefix, given.sysconfdir, destdir)
         if given.action == "install":
-            install(target, Path(given.wheels).resolve())
+            install(target, Path(given.wheels).resolve(), not given.no_native)
         else:
             uninstall(target)
     except PermissionError as error:

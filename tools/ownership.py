@@ -13,6 +13,8 @@ PROGRAMS = ("lgss_keyring", "lgssd")
 RECORD = "installed.json"
 """In each installation's folder: the digests of the rules that were written since the first one."""
 CURRENT = "current"
+FRONT = "front"
+"""In each installation's folder: the link to the front that is in use, the one in C or the one in Python."""
 
 
 class InstallError(Exception):

@@ -42,6 +42,9 @@ def upcall_processes(site: Site) -> list[int]:
             try:
                 # A zombie has no command line.
                 words = (entry / "cmdline").read_bytes().split(b"\0")
+                if words != [b""]:
+                    # The kernel tells a program, but not a script, its base name only.
+                    words.append(os.fsencode(os.readlink(entry / "exe")))
                 if any(word == program or word.startswith(folder) for word in words):
                     found.append(int(entry.name))
             except OSError:

@@ -22,6 +22,7 @@ NEEDED = (
     "lgss_keyring.py",
     "lgssd.py",
     "man",
+    "native",
     "pyproject.toml",
     "request-key.d",
     "setup-packages",

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from tests.support import runs
-from tests.support.stage import CHECKOUT, TestingError
 
+CHECKOUT = Path(__file__).parents[2]
 BUILT = CHECKOUT / "build" / "native" / "lgss_keyring"
 # A front that only notes how it was called: its words, and what its child's pipe holds.
 STAND_IN = """\
@@ -37,7 +37,7 @@ def build() -> Path:
     """The native front, built; its path."""
     done = subprocess.run(["make", "-sC", CHECKOUT / "native"], capture_output=True, text=True)
     if done.returncode:
-        raise TestingError(f"the native front cannot be built:\n{done.stdout}{done.stderr}")
+        raise runs.TestingError(f"the native front cannot be built:\n{done.stdout}{done.stderr}")
     return BUILT
 
 
@@ -85,7 +85,7 @@ class StandIn:
             if len(pids) == 2:
                 return pids[0], pids[1]
             time.sleep(0.01)
-        raise TestingError("there is no child of a native front")
+        raise runs.TestingError("there is no child of a native front")
 
     def close(self) -> None:
         """Remove the folder."""

@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 import lgss_keyring
-from tests.support import runs
+from tests.support import native, runs
 from tests.support.runs import RULE_PREFIX, RULES
 from tests.support.runs import TestingError as TestingError
 
@@ -34,24 +34,27 @@ TEMPLATE = CHECKOUT / "request-key.d" / "lgss-user.conf.in"
 class Stage:
     """A folder with an executable front; a context manager that removes it.
 
-    ``program`` is the front's path, for a request-key rule: the stage's own, or that of
-    an installation that the environment variable LGSS_PROGRAM names.
+    ``program`` is the front's path, for a request-key rule: ``script``, the one in Python, or with
+    LGSS_FRONT=native in the environment the one in C; or that of an installation that LGSS_PROGRAM
+    names.
     """
 
     def __init__(self) -> None:
         self.directory = runs.folder("stage")
-        self.program = self.directory / "lgss_keyring.py"
+        self.program = self.script = self.directory / "lgss_keyring.py"
         try:
             self._fill()
         except BaseException:
             self.close()
             raise
         installed = os.environ.get("LGSS_PROGRAM")
+        if os.environ.get("LGSS_FRONT") == "native":
+            self.program = self.add_native()
         if installed:
             self.program = Path(installed)
 
     def _fill(self) -> None:
-        self.write_front(CHECKOUT / "lgss_keyring.py", self.program)
+        self.write_front(CHECKOUT / "lgss_keyring.py", self.script)
         # What `make install` does as well: no upcall should be the one that compiles.
         compileall.compile_dir(str(PACKAGE), quiet=2, maxlevels=4)
         if "COVERAGE_PROCESS_START" in os.environ:
@@ -65,6 +68,13 @@ class Stage:
                 shutil.copytree(library / name, self.directory / name)
             else:
                 shutil.copy2(library / name, self.directory / name)
+
+    def add_native(self) -> Path:
+        """Put the front in C beside the one in Python; its path."""
+        program = self.directory / "lgss_keyring-native"
+        if not program.exists():
+            shutil.copy2(native.build(), program)
+        return program
 
     @staticmethod
     def write_front(source: Path, program: Path, interpreter: str | None = None) -> None:
