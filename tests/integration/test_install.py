@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lgss_keyring.formats import payload
-from tests.support import runs
+from tests.support import native, runs
 from tests.support.installation import Installation, copy_checkout, upcalls_during
 from tests.support.requestor import Requestor
 from tests.support.site import USER_UID, Site, user_callout
@@ -25,9 +25,12 @@ def system() -> Iterator[Path]:
     runs.remove(folder)
 
 
-def test_installed_and_taken_away(site: Site, ticket: int, system: Path) -> None:
+@pytest.mark.parametrize("front", ["C", "Python"])
+def test_installed_and_taken_away(site: Site, ticket: int, system: Path, front: str) -> None:
+    if front == "C" and not native.has_compiler():
+        pytest.skip("no C compiler here")
     installation = Installation(system)
-    installation.install()
+    assert f"with the front in {front} " in installation.install(NATIVE="yes" if front == "C" else "no")
     rule = installation.rule.read_text().splitlines()[-1].split()
     assert rule[:5] == ["create", "lgssc", "*", "*", "/usr/sbin/lgss_keyring"]
     assert rule[5:] == ["%o", "%k", "%t", "%d", "%c", "%u", "%g", "%T", "%P", "%S"]

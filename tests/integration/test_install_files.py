@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import native
 from tests.support.installation import Installation, copy_checkout
 from tests.support.stage import CHECKOUT
 
@@ -51,13 +52,27 @@ def test_modes_are_neither_the_checkouts_nor_the_umasks(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     paths = list((tmp_path / "system").rglob("*"))
     assert len(paths) > 500
-    programs = {installation.program.resolve(), (tmp_path / "system/usr/sbin/lgssd").resolve()}
+    folder = installation.program.resolve().parent
+    programs = {folder / name for name in ("lgss_keyring-native", "lgss_keyring.py", "lgssd.py")}
     for path in paths:
         status = path.lstat()
         assert (status.st_uid, status.st_gid) == (0, 0), path
         if not path.is_symlink():
             mode = 0o755 if path.is_dir() or path in programs else 0o644
             assert status.st_mode & 0o7777 == mode, path
+
+
+@pytest.mark.skipif(not native.has_compiler(), reason="no C compiler here")
+def test_front_in_c_that_cannot_be_compiled(empty: Installation, tmp_path: Path) -> None:
+    """The one in Python does without it, and whoever installs is told."""
+    installation = Installation(empty.directory, copy_checkout(tmp_path / "checkout"))
+    with (installation.checkout / "native/lgss_keyring.c").open("a") as source:
+        source.write("no C\n")
+    said = installation.install()
+    assert "the front in Python (it cannot be compiled here: lgss_keyring.c:" in said
+    assert installation.program.resolve().name == "lgss_keyring.py"
+    assert "the front in C" in empty.install()
+    assert installation.program.resolve().name == "lgss_keyring-native"
 
 
 def test_interpreter_that_others_may_write_is_refused(empty: Installation, tmp_path: Path) -> None:
