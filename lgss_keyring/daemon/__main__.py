@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import os
+import sys
 
 import click
 
-from lgss_keyring.daemon import limits, requests, server, upcalls
-from lgss_keyring.daemon.listener import listen
+from lgss_keyring.daemon import activation, limits, notify, requests, server, sockets, upcalls
+from lgss_keyring.daemon.life import Life
+from lgss_keyring.daemon.program import Program
 from lgss_keyring.daemon.settings import Settings
 from lgss_keyring.formats import config
 from lgss_keyring.formats.errors import LgssError
 from lgss_keyring.formats.pipe import DEFAULT_SOCKET
+from lgss_keyring.front import known_failure
 from lgss_keyring.system import keyrings
 from lgss_keyring.system.log import Log
+from lgss_keyring.worker import namespaces
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,35 +38,49 @@ def main(path: str, upcall_path: str, config_path: str | None) -> None:
     """
     if os.geteuid() != 0:
         raise click.ClickException("only root can become the users that it negotiates for")
+    environment = dict(os.environ)
+    notifier = notify.Notifier(os.environ)
+    try:
+        listening = sockets.Sockets(path, upcall_path, os.environ)
+    except activation.ActivationError as error:
+        raise click.ClickException(f"started with sockets that it cannot use: {error}") from error
     try:
         current = Settings(config_path)
-        settings = current.current
     except LgssError as error:
+        listening.send_away()
         raise click.ClickException(str(error)) from error
+    settings = current.current
     # The session keyring is that of the administrator who starts lgssd, whose tickets are not
     # the users'.
     keyrings.leave_session()
     os.umask(0o077)
     log = Log(settings.log.level, settings.log.file, folder=settings.krb5.ccache_directory)
     _preload()
+    if listening.are_systemds and os.getppid() == 1:
+        # A unit may have a mount namespace of its own, with the same files, some of them read-only.
+        namespaces.home = known_failure.home = "1"
     try:
-        listener = listen(path)
-        upcall_listener = upcalls.listen(upcall_path)
+        listening.listen()
     except OSError as error:
         raise click.ClickException(f"cannot listen at {path} and {upcall_path}: {error.strerror}") from error
+    lives = Life(listening, current, log, notifier, Program(sys.argv[0]))
     try:
-        handle = functools.partial(requests.handle, settings=settings)
-        time_limit = settings.upcall.timeout + limits.MONITOR_MARGIN
-        serving = server.Server(listener, handle, time_limit, log, requests.request_of)
-        serving.serve_upcalls(upcall_listener, current)
-        serving.run(lambda: click.echo(f"listening at {path}"))
+        serving = server.Server(
+            listening.pipe,
+            lambda upcall, peer: requests.handle(upcall, peer, current.current),
+            settings.upcall.timeout + limits.MONITOR_MARGIN,
+            log,
+            requests.request_of,
+            listening.are_taken_over,
+        )
+        if listening.upcall is not None:
+            serving.serve_upcalls(listening.upcall, current)
+        serving.run(lives, lambda: click.echo(f"listening at {listening}"))
+        if lives.begins_anew and not serving.is_told_to_end():
+            lives.begin_anew(sys.argv, environment)
+            sys.exit(1)
     finally:
-        # In this order: as long as this process listens, no other lgssd takes the path for that of
-        # an lgssd that has ended.
-        os.unlink(path)
-        listener.close()
-        os.unlink(upcall_path)
-        upcall_listener.close()
+        listening.let_go()
 
 
 def _preload() -> None:

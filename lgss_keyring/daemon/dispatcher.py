@@ -56,6 +56,16 @@ class Dispatcher:
         self._count(negotiation.requestor, 1)
         self._turns.wait(negotiation)
 
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def send_back_waiting(self) -> None:
+        """End the requests that no worker has in hand: those who asked do without lgssd."""
+        for negotiation in list(self._all):
+            if negotiation.waits:
+                negotiation.close()
+        self._look_at_changed()
+
     def changed(self, negotiation: Negotiation) -> None:
         """``negotiation`` has ended, or needs a worker again."""
         self._changed.append(negotiation)

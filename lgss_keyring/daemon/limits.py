@@ -95,3 +95,15 @@ CLOCK_SECONDS = 0.1
 
 UPDATE_SECONDS = 5.0
 """How long a child may take for its last word, beyond the patience that it was given."""
+
+# The life of lgssd (lgss_keyring/daemon/life.py).
+
+LOOK_SECONDS = 5.0
+"""How often lgssd looks whether it has to end."""
+
+IDLE_LIFE_SECONDS = 300.0
+"""An lgssd that systemd starts when it is needed ends after so long without work, workers and peers."""
+
+ENDING_SECONDS = 1.0
+"""How long what is at work may take when lgssd ends.  Then each upcall's own process does the rest, so
+that a request loses no more time than this."""

@@ -69,11 +69,18 @@ class Peers:
     """All connections.  ``selector`` calls ``on_record(peer)`` for a peer that has a record.  A peer that
     waits is not registered there, so that its records stay in its own queue."""
 
-    def __init__(self, selector: selectors.BaseSelector, on_record: Callable[[Peer], None]) -> None:
+    def __init__(
+        self, selector: selectors.BaseSelector, on_record: Callable[[Peer], None], is_safe: bool = True
+    ) -> None:
+        """``is_safe``: nobody could connect before the kernel was told to refuse descriptors."""
+        self._is_safe = is_safe
         self._selector = selector
         self._on_record = on_record
         self._peers: dict[int, Peer] = {}
         self._closing: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._peers)
 
     def waiting(self) -> list[Peer]:
         """The peers that wait for their turn."""
@@ -132,6 +139,14 @@ class Peers:
         for peer in list(self._peers.values()):
             self.drop(peer)
 
+    def take_no_more(self) -> None:
+        """Read no more records, and close the connections on which no answer is due."""
+        for peer in list(self._peers.values()):
+            if peer.under_way:
+                self.let_wait(peer)
+            else:
+                self.drop(peer)
+
     def close_others(self, peer: Peer | None) -> None:
         """Close, in a process that was forked, the connections of all but ``peer``."""
         for other in self._peers.values():
@@ -140,7 +155,7 @@ class Peers:
 
     def _close(self, peer: Peer) -> None:
         # Where the kernel refuses descriptors there is nothing that could linger.
-        if peer.uid and not refuse_descriptors(peer.connection):
+        if peer.uid and not (refuse_descriptors(peer.connection) and self._is_safe):
             self._close_in_a_child(peer)
         else:
             peer.connection.close()

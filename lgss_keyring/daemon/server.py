@@ -16,6 +16,7 @@ import errno
 import os
 import selectors
 import signal
+import time
 
 from lgss_keyring.daemon import limits
 from lgss_keyring.daemon.dispatcher import Dispatcher
@@ -31,12 +32,18 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from lgss_keyring.daemon.life import Life
     from lgss_keyring.daemon.settings import Settings
     from lgss_keyring.system.log import Log
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Those by which people and systemd tell lgssd what to do."""
+
+
 class Server:
-    """Serves the peers of ``listener``.
+    """Serves the peers of ``listener``, if there is one; ``is_taken_over``: it has listened before this
+    process was there.
 
     ``handle(upcall, peer)``
         gives the key payload that answers a record.  It runs in a process of its own, as root,
@@ -49,11 +56,12 @@ class Server:
 
     def __init__(
         self,
-        listener: socket.socket,
+        listener: socket.socket | None,
         handle: Callable[[pipe.Upcall, Peer], bytes],
         time_limit: float,
         log: Log,
         check: Callable[[pipe.Upcall, Peer], object] = lambda upcall, peer: None,
+        is_taken_over: bool = False,
     ) -> None:
         self._listener = listener
         self._handle = handle
@@ -63,9 +71,14 @@ class Server:
         self._upcalls: Upcalls | None = None
         self._dispatcher: Dispatcher | None = None
         self._shares = Shares()
-        self.peers = Peers(self._selector, self.read)
+        self.peers = Peers(self._selector, self.read, is_safe=not is_taken_over)
         self.monitors = Monitors(time_limit, self._shares, log)
-        self._stopped = False
+        self._life: Life | None = None
+        self._why_stopped = ""
+        """Why this server ends; empty if it does not."""
+        self._has_to_reload = False
+        self._ends_at = 0.0
+        """When what is at work is given up, of time.monotonic(); 0 as long as new requests are taken."""
         # Signals write to one end of this pipe, and the selector looks at the other.
         self._signalled = self._signals = -1
 
@@ -74,41 +87,93 @@ class Server:
         self._dispatcher = Dispatcher(settings, self._selector, self._log, self._close_in_child)
         self._upcalls = Upcalls(listener, self._dispatcher, self._selector, self._log)
 
-    def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until SIGTERM or SIGINT; then end what is under way and return.  ``ready`` is
-        called as soon as these signals are heeded."""
+    def run(self, life: Life, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until SIGTERM, SIGINT or until ``life`` ends; then end what is under way and return.
+        ``ready`` is called as soon as these signals are heeded."""
+        self._life = life
         self._begin()
+        life.begins()
         ready()
         try:
-            while not self._stopped:
+            while not self._has_ended():
                 for key, _ in self._selector.select(self._timeout()):
                     key.data()
                 if self._dispatcher is not None:
                     self._dispatcher.turn()
                 self.peers.reap()
                 self.monitors.reap()
-                self._serve_waiting()
+                if not self._ends_at:
+                    self._serve_waiting()
+                    self._look_at_life(life)
         finally:
             self._end()
 
+    def _look_at_life(self, life: Life) -> None:
+        if self._has_to_reload:
+            self._has_to_reload = False
+            life.reload()
+            if self._dispatcher is not None:
+                self._dispatcher.pool.retire_all()
+        workers = len(self._dispatcher.pool) if self._dispatcher is not None else 0
+        peers = len(self.peers) + (len(self._upcalls) if self._upcalls is not None else 0)
+        is_idle = not (workers or peers or self.monitors)
+        status = f"{self._at_work} requests at work, {workers} workers"
+        why = self._why_stopped or life.look(time.monotonic(), is_idle, status)
+        if why:
+            self._take_no_more(life, why)
+
+    @property
+    def _at_work(self) -> int:
+        return len(self.monitors) + (len(self._dispatcher) if self._dispatcher is not None else 0)
+
+    def _take_no_more(self, life: Life, why: str) -> None:
+        """Begin to end: let those finish that are at work, and send the others back."""
+        self._ends_at = time.monotonic() + limits.ENDING_SECONDS
+        if self._listener is not None:
+            self._selector.unregister(self._listener)
+        self.peers.take_no_more()
+        if self._dispatcher is not None and self._upcalls is not None:
+            self._upcalls.stop_taking()
+            self._dispatcher.send_back_waiting()
+        life.ends(why)
+
+    def _has_ended(self) -> bool:
+        return bool(self._ends_at) and (not self._at_work or time.monotonic() >= self._ends_at)
+
     def _timeout(self) -> float | None:
+        if self._ends_at:
+            return limits.TICK_SECONDS
         # A monitor's deadline is looked at once in a second.
-        timeout = 1.0 if self.monitors else None
-        other = self._dispatcher.timeout if self._dispatcher is not None else None
-        return other if timeout is None or (other is not None and other < timeout) else timeout
+        timeouts = [1.0 if self.monitors else None]
+        if self._dispatcher is not None:
+            timeouts.append(self._dispatcher.timeout)
+        if self._life is not None:
+            timeouts.append(self._life.timeout)
+        return min((each for each in timeouts if each is not None), default=None)
 
     def _begin(self) -> None:
         self._signalled, self._signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._signals, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        for number in SIGNALS:
+            signal.signal(number, self._reload if number == signal.SIGHUP else self._stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._listener.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        if self._listener is not None:
+            self._listener.setblocking(False)
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._signalled, selectors.EVENT_READ, lambda: os.read(self._signalled, 4096))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked by an lgssd that has started this one
 
-    def _stop(self, *_: object) -> None:
-        self._stopped = True
+    def is_told_to_end(self) -> bool:
+        """Whether a signal to end has come; one that comes later waits for the program that this process
+        executes next."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        return bool(self._why_stopped)
+
+    def _stop(self, number: int, _: object) -> None:
+        self._why_stopped = f"signal {number}"
+
+    def _reload(self, *_: object) -> None:
+        self._has_to_reload = True
 
     def _end(self) -> None:
         signal.set_wakeup_fd(-1)
@@ -123,7 +188,9 @@ class Server:
             pool = self._dispatcher.pool if self._dispatcher is not None else None
             if pool is not None:
                 pool.reap()
-            return not self.peers.reap() and not self.monitors and not (pool and pool.has_processes)
+            return (
+                not self.peers.reap() and not self.monitors and not (pool is not None and pool.has_processes)
+            )
 
         wait_for(all_have_ended)
         self._selector.close()
@@ -131,6 +198,7 @@ class Server:
         os.close(self._signals)
 
     def _accept(self) -> None:
+        assert self._listener is not None
         for _ in range(limits.ACCEPTED_AT_ONCE):
             try:
                 connection, _ = self._listener.accept()
@@ -194,7 +262,8 @@ class Server:
         """Close, in a process that was forked (for ``peer``), what the server has open.  A worker that had
         one of these could take records from the server, or answer others."""
         self._selector.close()
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
         os.close(self._signalled)
         os.close(self._signals)
         self.peers.close_others(peer)

@@ -44,22 +44,26 @@ class Settings:
     def look(self) -> bool:
         """Read again what has changed; returns whether anything has that workers have loaded.  A
         file that has become wrong is left to the child of each upcall, which says what is wrong."""
-        is_changed = False
-        seen = self._fingerprint()
-        if seen != self._seen:
-            self._seen = seen
-            try:
-                self.current = config_file.load(self.path)
-                self._is_good = True
-            except LgssError:
-                self._is_good = False
-            self._krb5_paths = []
-            is_changed = True
+        is_changed = self._fingerprint() != self._seen
+        if is_changed:
+            self.reload()
         krb5 = self._krb5_fingerprint()
         if krb5 != self._krb5:
             self._krb5 = krb5
             is_changed = True
         return is_changed
+
+    def reload(self) -> str:
+        """Read the file now; returns what is wrong with it, empty if nothing is."""
+        self._seen = self._fingerprint()
+        self._krb5_paths = []
+        try:
+            self.current = config_file.load(self.path)
+        except LgssError as error:
+            self._is_good = False
+            return error.reason
+        self._is_good = True
+        return ""
 
     def serves(self, path: str | None) -> bool:
         """Whether requests with the option --config ``path`` (None: without it) have this configuration."""

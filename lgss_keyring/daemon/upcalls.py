@@ -61,6 +61,7 @@ class Upcalls:
         self._upcalls: dict[int, Upcall] = {}
         """Those that have sent their request, by descriptor."""
         self._connections: dict[int, socket.socket] = {}
+        self._is_listening = True
         selector.register(listener, selectors.EVENT_READ, self._accept)
 
     def close_in_child(self) -> None:
@@ -135,8 +136,20 @@ class Upcalls:
         self._selector.unregister(connection)
         connection.close()
 
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def stop_taking(self) -> None:
+        """Take no new requests; who has connected and not sent one does without lgssd."""
+        if self._is_listening:
+            self._is_listening = False
+            self._selector.unregister(self._listener)
+        for descriptor, connection in list(self._connections.items()):
+            if descriptor not in self._upcalls:
+                self._drop(connection)
+
     def close(self) -> None:
         """Close what is left: each child does the rest itself."""
+        self.stop_taking()
         for connection in list(self._connections.values()):
             self._drop(connection)
-        self._selector.unregister(self._listener)

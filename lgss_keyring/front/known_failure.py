@@ -26,6 +26,8 @@ LONGEST_LIFE = 10
 """Seconds that a note is good for, at most."""
 LARGEST_ERRNO = 511
 """The kernel rejects keys with errnos up to this; larger ones are for itself."""
+home = "self"
+"""The process in /proc whose namespaces are ours (:data:`lgss_keyring.worker.namespaces.home`)."""
 SHORTEST_REJECTION = 2
 """Seconds.  With 1 s a few callers would see ENOKEY (:data:`.answer.FAILURE_LIFE`)."""
 
@@ -121,7 +123,7 @@ def is_elsewhere(pid: str) -> bool:
         return False
     try:
         return any(
-            os.stat(f"/proc/{int(pid)}/ns/{kind}").st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino
+            os.stat(f"/proc/{int(pid)}/ns/{kind}").st_ino != os.stat(f"/proc/{home}/ns/{kind}").st_ino
             for kind in ("mnt", "net")
         )
     except OSError:

@@ -30,6 +30,10 @@ CLONE_NEWNET = 0x40000000
 ENTERED = {"mnt": CLONE_NEWNS, "net": CLONE_NEWNET}
 """The kinds of namespaces that a worker enters, by their names in /proc/PID/ns."""
 
+home = "self"
+"""The process in /proc whose namespaces are ours.  For an lgssd of systemd's it is process 1: a unit may
+have a mount namespace of its own, which has the same files."""
+
 SYS_OPENAT2 = 437
 """The same number on every architecture (openat2(2))."""
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
@@ -50,8 +54,8 @@ def _unreadable(pid: int, error: OSError) -> LgssError:
 
 
 def _is_ours(namespace: os.stat_result, kind: str) -> bool:
-    """Whether ``namespace`` is this process's own one of that ``kind``."""
-    own = os.stat(f"/proc/self/ns/{kind}")
+    """Whether ``namespace`` is our own one of that ``kind``."""
+    own = os.stat(f"/proc/{home}/ns/{kind}")
     return (namespace.st_dev, namespace.st_ino) == (own.st_dev, own.st_ino)
 
 
