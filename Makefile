@@ -6,6 +6,8 @@ DESTDIR ?=
 SYSCONFDIR ?= /etc
 # `no`: install the front in Python also where there is a C compiler.
 NATIVE ?= yes
+# Whether lgssd's units are installed: where systemd is.
+SYSTEMD ?= $(if $(wildcard /usr/lib/systemd/system /lib/systemd/system),yes,no)
 VENV := .venv
 BIN := $(VENV)/bin
 # Built once by `setup`: gssapi takes two minutes. Point it elsewhere to install where nothing can be built.
@@ -26,7 +28,7 @@ REAL_PYTHON = $(shell $(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.e
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile tests/vm/vm.mk | sort | while IFS='|' read -r t h; do printf '  %-12s %s\n' "$$t" "$$h"; done
-	@echo 'PREFIX and DESTDIR apply to install and uninstall; PYTHON chooses the interpreter.'
+	@echo 'PREFIX and DESTDIR apply to install and uninstall, SYSTEMD=no to install; PYTHON chooses the interpreter.'
 
 setup: system-packages $(VENV)/.ready ## install system packages and .venv (nothing to do: quiet)
 
@@ -112,7 +114,7 @@ runtime-packages:
 	@$(if $(DESTDIR),:,./setup-packages runtime)
 
 install: runtime-packages wheels ## install for request-key(8), under PREFIX and DESTDIR (NATIVE=no: without the front in C)
-	@$(call tools-install,install) --wheels '$(WHEELS)' $(if $(filter no,$(NATIVE)),--no-native)
+	@$(call tools-install,install) --wheels '$(WHEELS)' $(if $(filter no,$(NATIVE)),--no-native) $(if $(filter no,$(SYSTEMD)),--no-units)
 
 uninstall: ## take away what install put there
 	@$(call tools-install,uninstall)

@@ -2,6 +2,7 @@
 """Install lgss_keyring for request-key(8), or take it away: `make install`, `make uninstall`.
 
 usage: install.py install|uninstall --prefix DIR --sysconfdir DIR [--destdir DIR] [--wheels DIR] [--no-native]
+                  [--no-units]
 
     PREFIX/lib/lgss_keyring/VERSION-TIME/     programs, package, dependencies
     PREFIX/lib/lgss_keyring/current           the link to the one in use
@@ -9,6 +10,8 @@ usage: install.py install|uninstall --prefix DIR --sysconfdir DIR [--destdir DIR
                                               lgss_keyring-native, in C, or to lgss_keyring.py
     PREFIX/share/man/man5, man8               manual pages
     SYSCONFDIR/request-key.d/lgssc.conf       the rule
+    PREFIX/lib/systemd/system                 lgssd's units, which nothing enables
+    PREFIX/lib/tmpfiles.d/lgss.conf           /run/lgss
 
 An upcall must find a whole installation at any moment: the new one is built beside the old one and
 tried, and then one rename switches ``current``.  An upcall that began with the old one still loads
@@ -39,6 +42,7 @@ import tomllib
 
 from building import build, check, interpreter
 from ownership import CURRENT, FRONT, PROGRAMS, RECORD, InstallError, Target, digest, refuse_writable
+from units import reload_units, remove_units
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 OLD_LIFE = 3600 + 60
@@ -59,6 +63,7 @@ def install(target: Target, wheels: Path, with_native: bool) -> None:
     # What is made from now on is for everybody to read and for root alone to write.
     os.umask(0o022)
     folders = {target.library, target.sbin, target.rule.parent, *(page.parent for page in target.pages())}
+    folders |= {unit.parent for unit in target.units()}
     made = [folder for folder in folders if not folder.is_dir()]
     try:
         for folder in made:
@@ -89,7 +94,7 @@ def install_locked(target: Target, wheels: Path, with_native: bool) -> None:
     finally:
         shutil.rmtree(new, ignore_errors=True)
     remove_old(target, final)
-
+    reload_units(target)
     front = f"the front in Python ({reason})" if reason else "the front in C"
     say(f"{final} is in use, with {front} and {interpreter()}")
 
@@ -124,6 +129,8 @@ def go_live(target: Target, new: Path, final: Path) -> None:
     try:
         for page, source in target.pages().items():
             prepared.append((write_beside(page, source.read_text()), page))
+        for unit, text in target.units().items():
+            prepared.append((write_beside(unit, text), unit))
         for program in PROGRAMS:
             link = target.sbin / program
             name = FRONT if program == PROGRAMS[0] else f"{program}.py"
@@ -219,6 +226,7 @@ def uninstall(target: Target) -> None:
             say(f"{target.rule} {how}, so it is kept")
     if os.path.lexists(target.new_rule) and target.has_our_mark(target.new_rule):
         target.new_rule.unlink()
+    remove_units(target)
     for program in PROGRAMS:
         link = target.sbin / program
         if target.is_our_link(link):
@@ -245,19 +253,20 @@ def uninstall(target: Target) -> None:
 
 def main() -> int:
     """Exit status 1, after a sentence, if it could not be done."""
-    parser = argparse.ArgumentParser(usage=(__doc__ or "").split("\n")[2].removeprefix("usage: "))
+    parser = argparse.ArgumentParser(usage=(__doc__ or "").split("usage: ")[1].split("\n\n")[0])
     parser.add_argument("action", choices=("install", "uninstall"))
     parser.add_argument("--prefix", default="/usr")
     parser.add_argument("--sysconfdir", default="/etc")
     parser.add_argument("--destdir", default="")
     parser.add_argument("--wheels", default=str(CHECKOUT / ".venv" / "wheels"))
     parser.add_argument("--no-native", action="store_true")
+    parser.add_argument("--no-units", action="store_true")
     given = parser.parse_args()
     # Ended by a signal it takes away what it has begun.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         destdir = os.path.abspath(given.destdir) if given.destdir else ""
-        target = Target(CHECKOUT, given.prefix, given.sysconfdir, destdir)
+        target = Target(CHECKOUT, given.prefix, given.sysconfdir, destdir, not given.no_units)
         if given.action == "install":
             install(target, Path(given.wheels).resolve(), not given.no_native)
         else:

@@ -10,6 +10,10 @@ import stat
 from pathlib import Path
 
 PROGRAMS = ("lgss_keyring", "lgssd")
+UNITS = ("lgssd.socket", "lgssd-pipe.socket", "lgssd.service")
+TMPFILES = "lgss.conf"
+UNIT_MARK = "# lgss_keyring: "
+"""How the first line of each of our units, and of TMPFILES, begins."""
 RECORD = "installed.json"
 """In each installation's folder: the digests of the rules that were written since the first one."""
 CURRENT = "current"
@@ -28,11 +32,15 @@ class Target:
     when the installation is in use.
     """
 
-    def __init__(self, checkout: Path, prefix: str, sysconfdir: str, destdir: str) -> None:
+    def __init__(
+        self, checkout: Path, prefix: str, sysconfdir: str, destdir: str, has_units: bool = True
+    ) -> None:
+        """``has_units``: systemd is there, or may have been."""
         for name, value in (("PREFIX", prefix), ("SYSCONFDIR", sysconfdir)):
             if not value.startswith("/") or any(character.isspace() for character in value):
                 raise InstallError(f"{name}={value!r} is no absolute path without spaces")
         self.checkout = checkout
+        self.has_units = has_units
         self.prefix = os.path.normpath(prefix)
         self.top = Path(destdir or "/")
         self.library = self._below(f"{self.prefix}/lib/lgss_keyring")
@@ -54,6 +62,20 @@ class Target:
         """The manual pages: source by target."""
         sources = sorted((self.checkout / "man").glob("*.[58]"))
         return {self.man / f"man{source.suffix[1:]}" / source.name: source for source in sources}
+
+    def units(self) -> dict[Path, str]:
+        """systemd's units, and what makes /run/lgss: text by target."""
+        texts = {}
+        for name in (*UNITS, TMPFILES) if self.has_units else ():
+            folder = "tmpfiles.d" if name == TMPFILES else "systemd/system"
+            text = (self.checkout / "systemd" / name).read_text()
+            place = self._below(f"{self.prefix}/lib/{folder}/{name}")
+            texts[place] = text.replace("=/usr/sbin/", f"={self.prefix}/sbin/")
+        return texts
+
+    def is_our_unit(self, unit: Path) -> bool:
+        """Whether a file that has the name of one of :meth:`units` is this program's."""
+        return not unit.is_symlink() and unit.read_text(errors="replace").startswith(UNIT_MARK)
 
     def is_our_link(self, link: Path) -> bool:
         """Whether ``link``, in sbin, leads to the program below PREFIX/lib/lgss_keyring."""
@@ -106,6 +128,7 @@ class Target:
             if os.path.lexists(path) and not self.is_our_link(path)
         ]
         foreign += [path for path in self.pages() if os.path.lexists(path) and not self.is_our_page(path)]
+        foreign += [path for path in self.units() if os.path.lexists(path) and not self.is_our_unit(path)]
         if os.path.lexists(self.rule) and not self.has_our_mark(self.rule):
             foreign.append(self.rule)
         if not foreign:

@@ -49,12 +49,10 @@ def main(path: str, upcall_path: str, config_path: str | None) -> None:
     except LgssError as error:
         listening.send_away()
         raise click.ClickException(str(error)) from error
-    settings = current.current
     # The session keyring is that of the administrator who starts lgssd, whose tickets are not
     # the users'.
     keyrings.leave_session()
     os.umask(0o077)
-    log = Log(settings.log.level, settings.log.file, folder=settings.krb5.ccache_directory)
     _preload()
     if listening.are_systemds and os.getppid() == 1:
         # A unit may have a mount namespace of its own, with the same files, some of them read-only.
@@ -63,24 +61,33 @@ def main(path: str, upcall_path: str, config_path: str | None) -> None:
         listening.listen()
     except OSError as error:
         raise click.ClickException(f"cannot listen at {path} and {upcall_path}: {error.strerror}") from error
-    lives = Life(listening, current, log, notifier, Program(sys.argv[0]))
     try:
-        serving = server.Server(
-            listening.pipe,
-            lambda upcall, peer: requests.handle(upcall, peer, current.current),
-            settings.upcall.timeout + limits.MONITOR_MARGIN,
-            log,
-            requests.request_of,
-            listening.are_taken_over,
-        )
-        if listening.upcall is not None:
-            serving.serve_upcalls(listening.upcall, current)
-        serving.run(lives, lambda: click.echo(f"listening at {listening}"))
-        if lives.begins_anew and not serving.is_told_to_end():
-            lives.begin_anew(sys.argv, environment)
-            sys.exit(1)
+        _serve(listening, current, notifier, environment)
     finally:
         listening.let_go()
+
+
+def _serve(
+    listening: sockets.Sockets, current: Settings, notifier: notify.Notifier, environment: dict[str, str]
+) -> None:
+    """Serve until the end, and begin anew with ``environment`` where another program was installed."""
+    settings = current.current
+    log = Log(settings.log.level, settings.log.file, folder=settings.krb5.ccache_directory)
+    life = Life(listening, current, log, notifier, Program(sys.argv[0]))
+    serving = server.Server(
+        listening.pipe,
+        lambda upcall, peer: requests.handle(upcall, peer, current.current),
+        settings.upcall.timeout + limits.MONITOR_MARGIN,
+        log,
+        requests.request_of,
+        listening.are_taken_over,
+    )
+    if listening.upcall is not None:
+        serving.serve_upcalls(listening.upcall, current)
+    serving.run(life, lambda: click.echo(f"listening at {listening}"))
+    if life.begins_anew and not serving.is_told_to_end():
+        life.begin_anew(sys.argv, environment)
+        sys.exit(1)
 
 
 def _preload() -> None:

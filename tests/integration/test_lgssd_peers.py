@@ -126,7 +126,7 @@ def test_worker_has_nothing_of_the_servers(site: Site, daemon: Daemon) -> None:
             assert within(3, lambda: len(workers()) == 1)
             monitor, worker = int(daemon.children()[0]), int(workers()[0])
             servers = inodes(daemon.pid)
-            assert any("eventpoll" in name for name in servers) and len(servers) == 4
+            assert any("eventpoll" in name for name in servers) and len(servers) == 5
             assert not inodes(worker) & servers
             assert inodes(monitor) & servers <= {name for name in servers if name.startswith("socket:")}
             assert len(inodes(monitor) & servers) == 1  # the connection that it answers on

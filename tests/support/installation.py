@@ -26,6 +26,7 @@ NEEDED = (
     "pyproject.toml",
     "request-key.d",
     "setup-packages",
+    "systemd",
     "tests/vm/vm.mk",
     "tools",
 )
