@@ -90,7 +90,8 @@ coverage: setup ## the lines of the package that no test reaches (twice as long 
 
 check: lint test ## lint, types and every test
 
-bench: setup ## an upcall: blocked time, time to the context, CPU time; the library: look-up, sign, seal (JSON=FILE)
+bench: setup ## an upcall, with lgssd and without; the library (build/bench.json, build/bench.png; JSON=FILE)
+	@$(BIN)/python -m bench.bench_fast --json build/bench.json --picture build/bench.png
 	@$(BIN)/python -m bench.bench_upcall $(if $(JSON),--json $(JSON))
 	@$(BIN)/python -m bench.bench_sptlrpc $(if $(JSON),--json $(JSON).sptlrpc)
 

@@ -11,16 +11,28 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from bench.bench_upcall import build_c, row
-from bench.requests import BURST, HERE, USERS, WAIT, Bench, Lgssd, Result, checked, compile_c, moment, results
+from bench.requests import (
+    BURST,
+    HERE,
+    USERS,
+    WAIT,
+    Bench,
+    Result,
+    checked,
+    compile_c,
+    moment,
+    results,
+    wait_for_quota,
+)
 from tests.support import load, runs
 from tests.support.cgroup import Cgroup
 from tests.support.site import Site, Upcalls
@@ -34,23 +46,13 @@ def measured(bench: Bench, program: Path, lgssd: bool) -> Iterator[tuple[Upcalls
         procs = f'-DPROCS="{cgroup.path}/cgroup.procs"'
         wrapper = bench.folder / f"wrapper-{time.monotonic_ns()}"
         compile_c("in_cgroup.c", wrapper, "-static", procs, f'-DPROGRAM="{program}"')
-        with contextlib.ExitStack() as stack:
-            socket = ""
-            if lgssd:
-                with bench.site.upcalls(bench.settings) as upcalls:
-                    config = upcalls.config_file
-                daemon = Lgssd(bench.site, config, cgroup)
-                stack.callback(daemon.close)
-                socket = daemon.socket
-            else:
-                socket = "/nonexistent/lgssd"
-            upcalls = bench.site.upcalls(bench.settings, f"--lgssd {socket}", program=wrapper)
-            stack.enter_context(upcalls)
-            if lgssd:
-                # The rule's own configuration has to be lgssd's.
-                text = upcalls.rule.path.read_text()
-                upcalls.rule.path.write_text(text.replace(str(upcalls.config_file), str(config)))
-            yield upcalls, cgroup
+        if lgssd:
+            with bench.served(wrapper, cgroup) as (upcalls, _):
+                yield upcalls, cgroup
+        else:
+            options = "--lgssd /nonexistent/lgssd"
+            with bench.site.upcalls(bench.settings, options, program=wrapper) as upcalls:
+                yield upcalls, cgroup
         cgroup.wait_empty(10)
 
 
@@ -74,6 +76,7 @@ def cpu_of(
 ) -> tuple[float, list[Result]]:
     """Milliseconds of CPU time of an upcall, and the results, for ``each`` requests of ``uids``."""
     with measured(bench, program, lgssd) as (upcalls, cgroup):
+        wait_for_quota([uid for uid in uids if uid])
         for uid in uids:
             checked(results(bench.ask(upcalls, uid, 2)))
         before = settle(cgroup)
@@ -97,21 +100,18 @@ def times(bench: Bench, rounds: int) -> dict[str, list[float]]:
         programs["native, lgssd"] = (bench.native, True)
     figures: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
-        with bench.site.upcalls(bench.settings) as first:
-            config = first.config_file
-        daemon = Lgssd(bench.site, config)
-        stack.callback(daemon.close)
         rules = {}
         for name, (program, with_lgssd) in programs.items():
-            socket = daemon.socket if with_lgssd else "/nonexistent/lgssd"
-            upcalls = stack.enter_context(
-                bench.site.upcalls(bench.settings, f"--lgssd {socket}", program=program)
+            if with_lgssd:
+                rules[name], _ = stack.enter_context(bench.served(program))
+                continue
+            options = "--lgssd /nonexistent/lgssd"
+            upcalls = rules[name] = stack.enter_context(
+                bench.site.upcalls(bench.settings, options, program=program)
             )
-            text = upcalls.rule.path.read_text().replace(str(upcalls.config_file), str(config))
-            if name.startswith("bare"):
-                text = text.replace(f"--config {config} --lgssd {socket} ", "")
-            upcalls.rule.path.write_text(text)
-            rules[name] = upcalls
+            if name.startswith("bare"):  # these know no options
+                text = upcalls.rule.path.read_text()
+                upcalls.rule.path.write_text(text.replace(f"--config {upcalls.config_file} {options} ", ""))
         for turn in range(-3, rounds):
             for name, upcalls in rules.items():
                 is_bare = name.startswith("bare")
@@ -130,136 +130,181 @@ def times(bench: Bench, rounds: int) -> dict[str, list[float]]:
 def memory(bench: Bench, requests: int) -> dict[str, float]:
     """MiB (PSS) of lgssd idle, of each idle worker beside it, and by how many percent all of it has grown
     after ``requests`` upcalls; descriptors that are left."""
-    with bench.site.upcalls(bench.settings) as first:
-        config = first.config_file
-    daemon = Lgssd(bench.site, config)
-    try:
+    with bench.served(bench.program) as (upcalls, daemon):
         idle = load.pss([daemon.process.pid])
-        rule = bench.site.upcalls(bench.settings, f"--lgssd {daemon.socket}", program=bench.program)
-        with rule as upcalls:
-            text = upcalls.rule.path.read_text().replace(str(upcalls.config_file), str(config))
-            upcalls.rule.path.write_text(text)
-            for uid in bench.users:
-                checked(results(bench.ask(upcalls, uid, 20)))
-            pids = daemon.pids()
-            before, workers = load.pss(pids), len(pids) - 1
-            descriptors = len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
-            for _ in range(max(1, requests // (USERS * 50))):
-                checked(burst_of(bench, upcalls, bench.users, 50))
-            time.sleep(1)
-            after = load.pss(daemon.pids())
-            left = len(os.listdir(f"/proc/{daemon.process.pid}/fd")) - descriptors
-        return {
-            "lgssd_mib": idle / 2**20,
-            "worker_mib": (before - idle) / 2**20 / max(workers, 1),
-            "growth_percent": (after / before - 1) * 100,
-            "descriptors_left": left,
-        }
-    finally:
-        daemon.close()
+        for uid in bench.users:
+            checked(results(bench.ask(upcalls, uid, 20)))
+        pids = daemon.pids()
+        before, workers = load.pss(pids), len(pids) - 1
+        descriptors = len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
+        for _ in range(max(1, requests // (USERS * 50))):
+            wait_for_quota(bench.users)
+            checked(burst_of(bench, upcalls, bench.users, 50))
+        time.sleep(1)
+        after = load.pss(daemon.pids())
+        left = len(os.listdir(f"/proc/{daemon.process.pid}/fd")) - descriptors
+    return {
+        "lgssd_mib": idle / 2**20,
+        "worker_mib": (before - idle) / 2**20 / max(workers, 1),
+        "growth_percent": (after / before - 1) * 100,
+        "descriptors_left": left,
+    }
 
 
 def disturbed(bench: Bench, rounds: int) -> dict[str, float]:
     """Milliseconds more, of medians, that another user's request takes while one user storms."""
-    with bench.site.upcalls(bench.settings) as first:
-        config = first.config_file
-    daemon = Lgssd(bench.site, config)
-    try:
-        options = f"--lgssd {daemon.socket}"
-        with bench.site.upcalls(bench.settings, options, program=bench.program) as upcalls:
-            text = upcalls.rule.path.read_text().replace(str(upcalls.config_file), str(config))
-            upcalls.rule.path.write_text(text)
-            quiet: list[float] = []
-            stormed: list[float] = []
-            for _ in range(rounds):
+    quiet: list[float] = []
+    stormed: list[float] = []
+    with bench.served(bench.program) as (upcalls, _):
+        for _ in range(rounds):
+            found = checked(results(bench.ask(upcalls, bench.users[1], 10)))
+            quiet += [each.updated * 1000 for each in found]
+            with load.storm(upcalls, bench.users[0]):
+                time.sleep(0.5)
                 found = checked(results(bench.ask(upcalls, bench.users[1], 10)))
-                quiet += [each.updated * 1000 for each in found]
-                with load.storm(upcalls, bench.users[0]):
-                    time.sleep(0.5)
-                    found = checked(results(bench.ask(upcalls, bench.users[1], 10)))
-                    stormed += [each.updated * 1000 for each in found]
-                time.sleep(1)
-        return {"storm_more_ms": statistics.median(stormed) - statistics.median(quiet)}
-    finally:
-        daemon.close()
+                stormed += [each.updated * 1000 for each in found]
+            time.sleep(1)
+    return {"storm_more_ms": statistics.median(stormed) - statistics.median(quiet)}
 
 
 def killed(bench: Bench, count: int) -> dict[str, float]:
     """How many of ``count`` requests of all users fail while lgssd or a worker is killed each 100 ms."""
-    with bench.site.upcalls(bench.settings) as first:
-        config = first.config_file
-    daemon = Lgssd(bench.site, config)
-    try:
-        options = f"--lgssd {daemon.socket}"
-        with bench.site.upcalls(bench.settings, options, program=bench.program) as upcalls:
-            text = upcalls.rule.path.read_text().replace(str(upcalls.config_file), str(config))
-            upcalls.rule.path.write_text(text)
-            processes = [bench.ask(upcalls, uid, count // USERS, 2) for uid in bench.users]
-            turn = kills = 0
-            while any(process.poll() is None for process in processes):
-                time.sleep(0.1)
-                pids = daemon.pids()
-                if turn % 2 and len(pids) > 1:
-                    os.kill(pids[1 + turn % (len(pids) - 1)], 9)
-                else:
-                    daemon.process.kill()
-                    daemon.process.wait()
-                    daemon.start()
-                turn += 1
-                kills += 1
-            found = results(*processes)
-        return {
-            "killed_requests": len(found),
-            "kills": kills,
-            "killed_failed": sum(each.failed for each in found),
-            "killed_slowest_s": max(each.updated for each in found),
-        }
-    finally:
-        daemon.close()
+    with bench.served(bench.program) as (upcalls, daemon):
+        processes = [bench.ask(upcalls, uid, count // USERS, 2) for uid in bench.users]
+        turn = 0
+        while any(process.poll() is None for process in processes):
+            time.sleep(0.1)
+            pids = daemon.pids()
+            if turn % 2 and len(pids) > 1:
+                os.kill(pids[1 + turn % (len(pids) - 1)], signal.SIGKILL)
+            else:
+                daemon.process.kill()
+                daemon.process.wait()
+                daemon.start()
+            turn += 1
+        found = results(*processes)
+    return {
+        "killed_requests": len(found),
+        "kills": turn,
+        "killed_failed": sum(each.failed for each in found),
+        "killed_slowest_s": max(each.updated for each in found),
+    }
+
+
+AT_ONCE = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+
+
+def growth(bench: Bench) -> dict[int, tuple[float, float]]:
+    """Milliseconds blocked and to the answer, medians, by the number of requests at once."""
+    found = {}
+    with bench.served(bench.program) as (upcalls, _), load.quota(2 * BURST):
+        for number in AT_ONCE:
+            uids = bench.users[: min(USERS, number)]
+            wait_for_quota(bench.users)
+            answers = checked(burst_of(bench, upcalls, uids, number // len(uids)))
+            blocked, updated = (
+                [getattr(each, name) * 1000 for each in answers] for name in ("blocked", "updated")
+            )
+            found[number] = statistics.median(blocked), statistics.median(updated)
+    return found
+
+
+def draw(found: dict[int, tuple[float, float]], picture: Path) -> None:
+    """Draw what :func:`growth` has found."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for name, index in (("blocked", 0), ("updated", 1)):
+        axes.plot(list(found), [values[index] for values in found.values()], marker="o", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="requests at once", ylabel="ms (median)")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture)
+
+
+PARTS: dict[str, Callable[[Bench, int, int], dict[str, float]]] = {
+    "cpu": lambda bench, rounds, requests: cpu(bench),
+    "memory": lambda bench, rounds, requests: memory(bench, requests),
+    "storm": lambda bench, rounds, requests: disturbed(bench, 3),
+    "kill": lambda bench, rounds, requests: killed(bench, 2000),
+}
+
+
+def cpu(bench: Bench) -> dict[str, float]:
+    """Milliseconds of CPU time of an upcall, and how a burst of all users goes."""
+    with load.quota(2 * BURST):
+        one, found = cpu_of(bench, bench.program, True, bench.users[:1], BURST, 50)
+    checked(found)
+    many, burst = cpu_of(bench, bench.program, True, bench.users, BURST // USERS, BURST // USERS)
+    machine, found = cpu_of(bench, bench.program, True, [0], BURST, 50)
+    checked(found)
+    alone, found = cpu_of(bench, bench.program, False, bench.users[:1], 50, 1)
+    checked(found)
+    return {
+        "cpu_ms": one,
+        "cpu_users_ms": many,
+        "cpu_machine_ms": machine,
+        "cpu_alone_ms": alone,
+        "burst_s": max(each.updated for each in burst),
+        "burst_failed": sum(each.failed for each in burst),
+    }
+
+
+def summary(figures: dict[str, float]) -> str:
+    """The bench's last line."""
+
+    def ratio(name: str, to: str) -> float | None:
+        return figures[name] / figures[to] if name in figures and to in figures else None
+
+    shown = {
+        "word_vs_c": ratio("blocked: native, lgssd", "blocked: bare C"),
+        "native_vs_c": ratio("blocked: native", "blocked: bare C"),
+        "python_vs_bare": ratio("blocked: Python", "blocked: bare Python"),
+        "updated_ms": figures.get("updated: native, lgssd", figures.get("updated: Python, lgssd")),
+    }
+    shown |= {name: figures.get(name) for name in ("cpu_ms", "cpu_machine_ms", "burst_s", "burst_failed")}
+    texts = [f"{name}={'none' if value is None else f'{value:.2f}'}" for name, value in shown.items()]
+    return f"bench-fast: {' '.join(texts)}"
 
 
 @click.command()
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Keep every figure in this file.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw 1 to 500 requests at once.")
 @click.option("--rounds", default=50, show_default=True, type=click.IntRange(2), help="Interleaved rounds.")
 @click.option("--requests", default=5000, show_default=True, help="Upcalls after which memory is compared.")
-@click.option("--only", default="", help="Only these parts, with commas: times, cpu, memory, storm, kill.")
-def main(json_file: Path | None, rounds: int, requests: int, only: str) -> None:
+@click.option("--only", default="times,cpu,memory,storm,kill", show_default=True, help="These parts alone.")
+def main(json_file: Path | None, picture: Path | None, rounds: int, requests: int, only: str) -> None:
     """Measure upcalls with lgssd and without on this machine's kernel; needs root."""
     for line in runs.remove_dead():
         click.echo(line, err=True)
     runs.begin()
-    parts = set(only.split(",")) if only else {"times", "cpu", "memory", "storm", "kill"}
-    figures: dict[str, Any] = {}
+    figures: dict[str, float] = {}
     samples: dict[str, list[float]] = {}
     with Site() as site:
         bench = Bench(site)
-        if "times" in parts:
+        if "times" in only:
             samples = times(bench, rounds)
             click.echo(f"{'':34} {'median':>9} {'q1':>9} {'q3':>9} {'min':>9} {'max':>9}")
             for name, values in samples.items():
                 click.echo(row(name, values, "ms"))
                 figures[name] = statistics.median(values)
-        if "cpu" in parts:
-            front = bench.program
-            one, _ = cpu_of(bench, front, True, bench.users[:1], BURST, 50)
-            many, burst = cpu_of(bench, front, True, bench.users, BURST // USERS, BURST // USERS)
-            machine, _ = cpu_of(bench, front, True, [0], BURST, 50)
-            alone, _ = cpu_of(bench, front, False, bench.users[:1], 50, 1)
-            figures |= {"cpu_ms": one, "cpu_users_ms": many, "cpu_machine_ms": machine, "cpu_alone_ms": alone}
-            figures["burst_s"] = max(each.updated for each in burst)
-            figures["burst_failed"] = sum(each.failed for each in burst)
-        if "memory" in parts:
-            figures |= memory(bench, requests)
-        if "storm" in parts:
-            figures |= disturbed(bench, 3)
-        if "kill" in parts:
-            figures |= killed(bench, 2000)
-    for name, value in figures.items():
-        if ":" not in name:
-            click.echo(f"{name:34} {value:9.2f}")
+        for part, measure in PARTS.items():
+            if part in only:
+                found = measure(bench, rounds, requests)
+                figures |= found
+                for name, value in found.items():
+                    click.echo(f"{name:34} {value:9.2f}")
+        if picture is not None:
+            draw(growth(bench), picture)
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps({"medians": figures, "samples": samples}, indent=1))
+    click.echo(summary(figures))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +104,19 @@ class Bench:
         subprocess.run(["make", "-s", "-C", str(CHECKOUT / "native")], check=False, capture_output=True)
         if not program.exists():
             return None
-        shutil.copy2(program, self.folder / "lgss_keyring")
-        return self.folder / "lgss_keyring"
+        shutil.copy2(program, self.folder / "lgss_keyring-native")
+        return self.folder / "lgss_keyring-native"
+
+    @contextlib.contextmanager
+    def served(self, program: Path, cgroup: Cgroup | None = None) -> Iterator[tuple[Upcalls, Lgssd]]:
+        """A rule for ``program``, and the lgssd that has the rule's configuration."""
+        with self.site.upcalls(self.settings, "--lgssd @", program=program) as upcalls:
+            daemon = Lgssd(self.site, upcalls.config_file, cgroup)
+            try:
+                lead(upcalls, daemon)
+                yield upcalls, daemon
+            finally:
+                daemon.close()
 
     def ask(
         self, upcalls: Upcalls, uid: int, count: int = 1, at_once: int = 1, start: int = 0, wait: int = WAIT
@@ -112,6 +125,12 @@ class Bench:
         callout = user_callout(uid) if uid else machine_callout()
         command = [str(self.burst), str(uid), str(count), str(at_once), str(start), upcalls.name(), callout]
         return subprocess.Popen([*command, str(wait)], stdout=subprocess.PIPE, text=True)
+
+
+def lead(upcalls: Upcalls, daemon: Lgssd) -> None:
+    """Let a rule with `--lgssd @` lead to ``daemon``."""
+    path = upcalls.rule.path
+    path.write_text(path.read_text().replace("--lgssd @", f"--lgssd {daemon.socket}"))
 
 
 def results(*processes: subprocess.Popen[str]) -> list[Result]:
@@ -138,3 +157,18 @@ def checked(found: list[Result]) -> list[Result]:
 def moment(seconds: float) -> int:
     """The moment in so many seconds, for burst."""
     return int((time.monotonic() + seconds) * 1000)
+
+
+def wait_for_quota(uids: Sequence[int]) -> None:
+    """Wait until the kernel has collected the keys of earlier requests, which count until then."""
+    end = time.monotonic() + 60
+    while True:
+        used = {}
+        for line in Path("/proc/key-users").read_text().splitlines():
+            uid, _, rest = line.partition(":")
+            used[int(uid)] = int(rest.split()[2].partition("/")[0])
+        if all(used.get(uid, 0) < 20 for uid in uids):
+            return
+        if time.monotonic() > end:
+            raise TestingError(f"keys of earlier requests do not go: {used}")
+        time.sleep(0.1)

@@ -27,6 +27,7 @@ from lgss_keyring.formats.errors import Kind
 from lgss_keyring.front import oom
 from lgss_keyring.monitor import priority
 from lgss_keyring.monitor.worker_process import refuse_descriptors
+from lgss_keyring.system import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,8 +98,15 @@ class Worker:
 
     @property
     def is_blocked(self) -> bool:
-        """Whether something keeps it."""
-        return self.blocked_for() > limits.BLOCKED_SECONDS
+        """Whether something keeps it.  On a busy machine it may only wait for a processor: another
+        worker would wait as well."""
+        if self.blocked_for() <= limits.BLOCKED_SECONDS:
+            return False
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as file:
+                return processes.state(file.read()) != b"R"
+        except OSError:
+            return True
 
 
 class Pool:
