@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lgss_keyring.formats.errors import ChannelError
+from lgss_keyring.worker.channel import rpcsec_gss
 from lgss_keyring.worker.channel.interface import Reply
 from lgss_keyring.worker.channel.rpcsec_gss import Reader, RpcsecGssChannel
-from lgss_keyring.worker.limits import REPLY_BYTES
 
 Serve = Callable[[socket.socket, bytes], None]
 
@@ -146,7 +149,7 @@ def test_no_verifier_is_wanted_before_the_last_leg() -> None:
         (lambda xid: record(b"no") * 9, errno.EPROTO, "malformed-reply"),
         (lambda xid: struct.pack(">I", 0x7FFFFFFF), errno.EPROTO, "malformed-reply"),
         (
-            lambda xid: struct.pack(">I", REPLY_BYTES) + bytes(REPLY_BYTES) + b"\0\0\0\1x",
+            lambda xid: struct.pack(">I", 131072) + bytes(131072) + b"\0\0\0\1x",
             errno.EPROTO,
             "malformed-reply",
         ),
@@ -171,6 +174,39 @@ def test_slow_drops_do_not_stretch_the_limit() -> None:
         channel.exchange(b"t", b"")
     assert caught.value.errno == errno.ETIMEDOUT
     assert time.monotonic() - started < 5
+
+
+def test_limit_that_is_over_between_two_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes on by 10 s at each look: none of the 30 s is left at the third."""
+    clock = itertools.count(0, 10)
+    monkeypatch.setattr(rpcsec_gss, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with server(lambda connection, call: connection.sendall(b"\0\0\1\0"), timeout=30) as channel:
+        with pytest.raises(ChannelError) as caught:
+            channel.exchange(b"t", b"")
+    assert (caught.value.errno, caught.value.kind) == (errno.ETIMEDOUT, "acceptor-silent")
+    assert "within 30 s" in caught.value.reason
+
+
+def test_server_that_takes_no_connection() -> None:
+    """The queue of its listener is full, so the kernel does not answer."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            other = stack.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(listener.getsockname())
+        channel = RpcsecGssChannel("127.0.0.1", listener.getsockname()[1], 1, 1, 0.2, 0.3)
+        stack.callback(channel.close)
+        for connect in (channel.connect, lambda: channel.exchange(b"t", b"")):
+            with pytest.raises(ChannelError, match=r"no connection to .* within 0\.2 s") as caught:
+                connect()
+            assert (caught.value.errno, caught.value.kind) == (errno.ETIMEDOUT, "acceptor-unreachable")
+            assert "[rpcsec_gss] connect_timeout" in caught.value.hint
+            assert not channel.is_single_use
+            assert channel._socket is not None and channel._socket.gettimeout() == 0.2
+            channel.close()
 
 
 def test_closed_connection() -> None:
