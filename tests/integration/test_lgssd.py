@@ -63,6 +63,20 @@ def test_ordinary_peer_gets_their_own_alone(site: Site, daemon: Daemon) -> None:
     assert "may not ask for" in daemon.log_file.read_text()
 
 
+@pytest.mark.parametrize("claimed", [0, 61777])
+def test_group_that_a_peer_claims_is_not_taken(site: Site, daemon: Daemon, claimed: int) -> None:
+    """The user, who has no passwd entry, works with the gid that the kernel tells of them."""
+    site.kinit()
+    gid = 61778
+
+    def ask() -> bool:
+        _, answer = daemon.ask(upcall(USER_UID, gid=claimed).pack())
+        return isinstance(answer, payload.ContextPayload)
+
+    assert in_user(USER_UID, ask, gid=gid)
+    assert f"working as uid {USER_UID}, gid {gid} |" in daemon.log_file.read_text()
+
+
 def test_machine(site: Site, daemon: Daemon) -> None:
     """For root alone: see test_ordinary_peer_gets_their_own_alone."""
     with sptlrpc.create_policy("pipe", path=daemon.path) as policy, policy.create_sec(TARGET, "krb5i") as sec:

@@ -24,7 +24,7 @@ from tests.support.requestor import Requestor
 from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
 
 from .answers import established, proven
-from .credentials import initiator, kinit
+from .credentials import contents, initiator, kinit
 from .failures import failed
 from .waiting import pace, root_processes, upcall_processes, within, workers_in
 
@@ -302,16 +302,22 @@ def settings(keytab: Path) -> dict[str, dict[str, str]]:
     return {"krb5": {"keytab": str(keytab)}}
 
 
-def test_machine_credential_of_a_container(site: Site, upcalls: Upcalls, root: Requestor) -> None:
-    """Its keytab alone; no cache of the host's, though one is there."""
+def test_machine_credential_of_a_container(
+    site: Site, upcalls: Upcalls, root: Requestor, root_cache: Path
+) -> None:
+    """Its keytab alone; no cache of the host's, though there are two, and nothing is put there."""
     established(root.ask(upcalls.name(), machine_callout()))
     keytab = site.population.machine_keytab
+    kinit(site, keytab, "lustre_root/localhost", root_cache)
+    before = contents(site.directory / "machine")
+    assert len(before) > 1
     other = site.directory / "container.keytab"
     site.realm.add_principal("lustre_root")
     site.realm.extract_keytab(other, "lustre_root")
     with process("--mount", script=f"mount --bind {other} {keytab}", uid=0) as pid:
         answer = root.ask(upcalls.name(), machine_callout(pid=pid))
         assert initiator(upcalls, answer) == "lustre_root"
+        assert contents(site.directory / "machine") == before
         assert initiator(upcalls, root.ask(upcalls.name(), machine_callout())) == "lustre_root/localhost"
     other.unlink()
 

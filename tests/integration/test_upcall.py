@@ -44,6 +44,18 @@ def test_root_with_the_keytab(site: Site, upcalls: Upcalls, root: Requestor) -> 
     assert answer.blocked < pace(0.1)
 
 
+@pytest.mark.parametrize("claimed", [0, 61777])
+def test_group_that_a_user_claims_is_not_taken(
+    site: Site, upcalls: Upcalls, ticket: int, claimed: int
+) -> None:
+    """A user who has no passwd entry works with the gid that the kernel tells, not the callout's."""
+    gid = 61778
+    with Requestor(ticket, gid) as user:
+        answer = user.ask(upcalls.name(), user_callout(gid=claimed))
+        proven(site, answer)
+    assert any(f"working as uid {ticket}, gid {gid}" in e["message"] for e in upcalls.events(answer.key))
+
+
 def test_root_asks_for_a_user(site: Site, upcalls: Upcalls, root: Requestor, ticket: int) -> None:
     proven(site, root.ask(upcalls.name(), user_callout(ticket)))
 
