@@ -11,7 +11,7 @@ import pytest
 from lgss_keyring.formats import payload
 from tests.support import peers, table
 from tests.support.requestor import Requestor
-from tests.support.site import Site, Upcalls, machine_callout, user_callout
+from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
 
 from .failures import BLOCKED, callers, failed
 from .waiting import pace, upcall_processes, within
@@ -125,7 +125,7 @@ def test_a_front_that_ends_before_it_instantiated_is_told_of(
 def test_no_ticket_is_told_at_once_500_times(site: Site, upcalls: Upcalls) -> None:
     """The C program takes 1.1 s, and sometimes 200. Here 150 ms more than a success at most,
     and none hangs; all for one name at a time, so that each request meets the last one's key."""
-    good, bad = 61396, 61397
+    good, bad = USER_UID + 162, USER_UID + 163
     site.realm.kinit("alice", good, good)
     site.realm.ccache_of(bad).unlink(missing_ok=True)
     times: dict[int, list[float]] = {good: [], bad: []}

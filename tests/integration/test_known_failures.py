@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.requestor import Answer, Requestor
-from tests.support.site import LOOPBACK_NID, Site, Upcalls, machine_callout, user_callout
+from tests.support.site import LOOPBACK_NID, USER_UID, Site, Upcalls, machine_callout, user_callout
 
 from .answers import established
 from .credentials import with_default_cache
@@ -21,7 +21,7 @@ from .waiting import upcall_processes, within
 
 pytestmark = pytest.mark.skipif("LGSS_VM" in os.environ, reason="lives of 2 s are too short for emulation")
 
-UID = 61331
+UID = USER_UID + 97
 
 
 def workers(upcalls: Upcalls) -> int:

@@ -18,7 +18,7 @@ from lgss_keyring.daemon.peers import Peer as Connection
 from lgss_keyring.formats import payload, pipe
 from lgss_keyring.system.log import Log
 from tests.support import peers
-from tests.support.site import USER_UID, Site
+from tests.support.site import STRANGER_UID, USER_UID, Site
 
 from .lgssd_process import Daemon, upcall
 from .library import Peer, in_user
@@ -38,7 +38,7 @@ def test_records_of_the_wrong_size(daemon: Daemon) -> None:
 def test_one_user_cannot_take_all_workers(site: Site, daemon: Daemon) -> None:
     """What is too much waits in its sender's queue: nothing is refused, and others go ahead."""
     site.kinit()
-    site.kinit(61999)
+    site.kinit(STRANGER_UID)
     reader, writer = os.pipe()
 
     def flood() -> list[int]:
@@ -60,7 +60,7 @@ def test_one_user_cannot_take_all_workers(site: Site, daemon: Daemon) -> None:
         assert len(daemon.children()) == 16
         # Another user's request is taken at once; the KDC answers none of them.
         with daemon.connect() as other:
-            other.send(upcall(61999).pack())
+            other.send(upcall(STRANGER_UID).pack())
             assert within(1, lambda: len(daemon.children()) == 17)
     finally:
         site.realm.resume_kdc()
@@ -84,7 +84,7 @@ def test_refusals_cost_no_process_and_few_lines(site: Site, peer: Peer) -> None:
     daemon = Daemon(site, peer.port, level="info")
     try:
         before = forks_of_the_machine()
-        uid = 61350 + os.getpid() % 100  # its lines are counted for 10 s: not those of another test
+        uid = USER_UID + 300 + os.getpid() % 100  # its lines are counted for 10 s: not those of another test
         assert in_user(uid, ask) == [errno.EACCES] * 100
         assert forks_of_the_machine() - before < 50
         lines = daemon.log_file.read_text().splitlines()

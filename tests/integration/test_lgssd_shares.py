@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from lgss_keyring.formats import payload
-from tests.support.site import HOST, LOOPBACK_NID, Site
+from tests.support.site import HOST, LOOPBACK_NID, USER_UID, Site
 
 from .lgssd_process import Daemon, upcall
 from .library import Peer, in_user
 from .waiting import pace, within
 
-GREEDY = (61370, 61371, 61372)
-FOURTH = 61373
+GREEDY = (USER_UID + 136, USER_UID + 137, USER_UID + 138)
+FOURTH = USER_UID + 139
 SILENT_NID = LOOPBACK_NID + 1
 CONNECTIONS, RECORDS = 8, 20
 

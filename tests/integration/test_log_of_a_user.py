@@ -27,7 +27,7 @@ def test_text_of_a_users_worker_is_called_theirs(site: Site, ticket: int) -> Non
 
 def test_a_storm_of_upcalls_writes_20_lines(site: Site) -> None:
     """Each has its own cause, so that the front does not know before that it will fail."""
-    uid = 61381
+    uid = USER_UID + 201
     with site.upcalls({"log": {"level": "info"}}) as upcalls, Requestor(uid) as user:
         for number in range(40):
             user.ask(upcalls.name(), f"nonsense {number}")
@@ -39,7 +39,7 @@ def test_a_storm_of_upcalls_writes_20_lines(site: Site) -> None:
 
 def test_failures_of_one_user_are_counted_over_all_processes(site: Site, peer: Peer) -> None:
     """Each request is answered by a process of its own; all of them share one count."""
-    uid = 61380
+    uid = USER_UID + 202
     site.realm.ccache_of(uid).unlink(missing_ok=True)
     daemon = Daemon(site, peer.port, level="info")
 

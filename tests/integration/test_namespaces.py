@@ -21,7 +21,7 @@ from lgss_keyring.system import processes
 from lgss_keyring.worker import namespaces
 from tests.support import peers
 from tests.support.requestor import Requestor
-from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
+from tests.support.site import STRANGER_UID, USER_UID, Site, Upcalls, machine_callout, user_callout
 
 from .answers import established, proven
 from .credentials import contents, initiator, kinit
@@ -144,16 +144,16 @@ def test_thread_stands_for_its_process(upcalls: Upcalls, contained: int) -> None
 
 
 def test_pid_of_another_user(upcalls: Upcalls, user: Requestor, hidden: str) -> None:
-    for stranger in (61999, 0):
+    for stranger in (STRANGER_UID, 0):
         with process("--mount", uid=0, then_as=stranger) as pid:
             answer = user.ask(upcalls.name(), user_callout(pid=pid))
             failed(answer, upcalls, errno.EACCES, "namespace", f"it is of uid {stranger}, not {USER_UID}")
 
 
 def test_pid_of_another_user_in_our_namespaces(upcalls: Upcalls, user: Requestor) -> None:
-    with process(uid=0, then_as=61999) as pid:
+    with process(uid=0, then_as=STRANGER_UID) as pid:
         answer = user.ask(upcalls.name(), user_callout(pid=pid))
-        failed(answer, upcalls, errno.EACCES, "namespace", "it is of uid 61999")
+        failed(answer, upcalls, errno.EACCES, "namespace", f"it is of uid {STRANGER_UID}")
     # A service of root's that works for the user: there is nothing to enter.
     established(user.ask(upcalls.name(), user_callout(pid=os.getpid())))
 

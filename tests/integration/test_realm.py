@@ -16,8 +16,9 @@ import pytest
 from tests.support import realm as module
 from tests.support import runs
 from tests.support.realm import Realm, RealmError
+from tests.support.site import USER_UID
 
-UID = 61235
+UID = USER_UID + 1
 
 
 @pytest.fixture(scope="module")

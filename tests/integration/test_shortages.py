@@ -10,12 +10,12 @@ from pathlib import Path
 from lgss_keyring.formats import payload
 from tests.support import table
 from tests.support.requestor import Answer, Requestor
-from tests.support.site import Site, Upcalls, user_callout
+from tests.support.site import USER_UID, Site, Upcalls, user_callout
 
 from .answers import established
 from .waiting import pace, upcall_processes, within
 
-FIRST_UID = 61340
+FIRST_UID = USER_UID + 400
 MOST_BYTES = Path("/proc/sys/kernel/keys/maxbytes")
 
 

@@ -14,7 +14,7 @@ from lgss_keyring.formats.errors import LgssError
 from lgss_keyring.sptlrpc import SecurityObject, State
 from lgss_keyring.sptlrpc.keyring import KeyringPolicy
 from tests.support import keyutils
-from tests.support.site import Site, Upcalls
+from tests.support.site import USER_UID, Site, Upcalls
 from tests.support.stage import CHECKOUT, Stage
 
 from .library import TARGET, exists, in_user, policy_of
@@ -91,7 +91,7 @@ def test_failure_of_the_upcall_is_told(site: Site, upcalls: Upcalls) -> None:
             sec.release_ctx(context)
             return said
 
-    uid = 61380
+    uid = USER_UID + 146
     site.realm.ccache_of(uid).unlink(missing_ok=True)
     assert in_user(uid, work) == [errno.ENOKEY, 7 << 16, "error", "upcall"]
 

@@ -161,7 +161,7 @@ def test_keys_that_another_user_has_planted(
     site: Site, upcalls: Upcalls, root_flags: str, revoked: bool
 ) -> None:
     """After su(1) root's session keyring is often the user's, with keys of that user's choice."""
-    user = 61381
+    user = USER_UID + 147
 
     def work() -> list[Any]:
         with policy_of(upcalls) as policy:

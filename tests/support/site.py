@@ -28,6 +28,8 @@ HOST = "localhost"
 LOOPBACK_NID = 2 << 48 | 0x7F000001  # 127.0.0.1@tcp
 USER_UID = runs.first_uid()
 """The uid of the user ``alice``; there need be no passwd entry for it."""
+STRANGER_UID = USER_UID + 765
+"""Another user.  Tests that count what is one uid's have others of this run's, from USER_UID on."""
 
 PROGRAM, VERSION = 0x20004C47, 1
 
