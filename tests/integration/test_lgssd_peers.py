@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import struct
 import sys
@@ -151,9 +152,12 @@ def seqpacket_pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
+LINGER = 20
+
+
 def lingering_record(connection: socket.socket) -> tuple[socket.socket, bool]:
-    """Send a descriptor whose last reference takes 20 s to drop; False if it was refused."""
-    sender, sink = peers.lingering(20)
+    """Send a descriptor whose last reference takes LINGER s to drop; False if it was refused."""
+    sender, sink = peers.lingering(LINGER)
     try:
         socket.send_fds(connection, [b"abc"], [sender.fileno()])
         sent = True
@@ -177,21 +181,27 @@ def test_linger_of_one_peer_holds_up_nobody(
     uid = USER_UID
     site.kinit(uid)
     try:
-        os.seteuid(uid)
+        # Else it could drop the connection and its descriptors before we have sent both and closed
+        # our own: the last reference would be ours, and it is we who would linger.
+        os.kill(daemon.pid, signal.SIGSTOP)
         try:
-            hostile = daemon.connect()
+            os.seteuid(uid)
+            try:
+                hostile = daemon.connect()
+            finally:
+                os.seteuid(0)
+            for _ in range(2):
+                sink, sent = lingering_record(hostile)
+                sinks.append(sink)
+                assert sent or kernel == "this"
+            if then == "goes":
+                hostile.close()
         finally:
-            os.seteuid(0)
-        for _ in range(2):
-            sink, sent = lingering_record(hostile)
-            sinks.append(sink)
-            assert sent or kernel == "this"
-        if then == "goes":
-            hostile.close()
+            os.kill(daemon.pid, signal.SIGCONT)
         started = time.monotonic()
         for _ in range(3):
             assert isinstance(daemon.ask(upcall().pack())[1], payload.ContextPayload)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < LINGER / 2
         if then == "stays":
             if sent:
                 with pytest.raises(ConnectionResetError):
@@ -203,7 +213,7 @@ def test_linger_of_one_peer_holds_up_nobody(
         daemon.close()
         for sink in sinks:
             sink.close()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < LINGER / 2
 
 
 OLD_KERNEL = [

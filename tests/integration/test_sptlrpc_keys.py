@@ -158,7 +158,7 @@ def test_all_sessions_of_a_user_share_one_key(site: Site, upcalls: Upcalls, uid:
 @pytest.mark.parametrize("root_flags", ["r", ""])
 @pytest.mark.parametrize("revoked", [False, True])
 def test_keys_that_another_user_has_planted(
-    site: Site, upcalls: Upcalls, root_flags: str, revoked: bool
+    upcalls: Upcalls, root_cache: Path, root_flags: str, revoked: bool
 ) -> None:
     """After su(1) root's session keyring is often the user's, with keys of that user's choice."""
     user = USER_UID + 147

@@ -27,6 +27,14 @@ OTHER_UID = USER_UID + 17
 
 
 @contextlib.contextmanager
+def steady_quota() -> Iterator[None]:
+    """Let nobody change the quota of keys meanwhile."""
+    with open(QUOTA / "maxkeys", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
 def quota(keys: int) -> Iterator[None]:
     """Let each ordinary user have so many keys, of 100 bytes each.
 
