@@ -1,0 +1,91 @@
+"""The monitor of one upcall, with a key that answers as told."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from lgss_keyring.front import answer, keyctl
+from lgss_keyring.front.arguments import Call
+from lgss_keyring.front.word import Child
+from lgss_keyring.monitor import service, upcall
+from lgss_keyring.system.log import Log
+
+USER = "0:krb5:1000:1000::-:1:0x20000c0a80105:lustre-MDT0000-mdc:0x20000c0a80106:0"
+
+
+class EndedError(Exception):
+    """Stands for the end of the process."""
+
+
+class Key:
+    """Not bound to a context of the kernel at first: EAGAIN so many times (docs/protocol.md 7)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, refusals: int) -> None:
+        self.payload = b""
+        self._refusals = refusals
+        monkeypatch.setattr(keyctl, "update", self._update)
+
+    def _update(self, key: int, payload: bytes) -> None:
+        self._refusals -= 1
+        if self._refusals >= 0:
+            raise BlockingIOError(errno.EAGAIN, "not bound yet")
+        self.payload = payload
+
+
+def run(monkeypatch: pytest.MonkeyPatch, callout: str, config: Path, started: float) -> None:
+    """Serve an upcall in this process, up to its end."""
+
+    def end(status: int) -> NoReturn:
+        raise EndedError(status)
+
+    monkeypatch.setattr(upcall, "daemonize", lambda descriptors, detach: None)
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(Log, "_to_system", lambda *_: None)  # the tests' lines are nobody's business
+    words = ["create", "5", "lgssc", "x", callout, "1000", "1000", "0", "0", "0"]
+    call = Call(["--config", str(config), *words])
+    with pytest.raises(EndedError, match="0"):
+        upcall.run(5, call, Child(-1, -1), started, 0)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "lgss_keyring.toml"
+    text = f'[log]\nfile = "{tmp_path}/log"\n[krb5]\nccache_directory = "{tmp_path}/tickets"\n'
+    path.write_text(text)
+    path.chmod(0o644)
+    return path
+
+
+def test_defect_is_answered_also_while_the_key_is_not_bound(
+    monkeypatch: pytest.MonkeyPatch, config: Path
+) -> None:
+    """Whoever waits for the key must not wait for its timeout."""
+
+    def defect(*_: object) -> NoReturn:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(service, "serve", defect)
+    key = Key(monkeypatch, refusals=3)
+    run(monkeypatch, USER, config, time.monotonic())
+    assert key.payload == answer.failure(errno.EIO)
+    line = (config.parent / "log").read_text()
+    assert "ZeroDivisionError: a defect" in line and "LGSS_ERROR=internal" in line
+
+
+@pytest.mark.parametrize(("age", "is_answered"), [(0.0, True), (6.0, False)])
+def test_failure_before_there_is_a_request_is_brought_for_5_s(
+    monkeypatch: pytest.MonkeyPatch, config: Path, age: float, is_answered: bool
+) -> None:
+    """From the beginning of the upcall: a key that the kernel has not bound by then is a forged one's."""
+    key = Key(monkeypatch, refusals=3)
+    run(monkeypatch, "nonsense", config, time.monotonic() - age)
+    assert key.payload == (answer.failure(errno.EINVAL) if is_answered else b"")
+    line = (config.parent / "log").read_text()
+    assert "LGSS_ERROR=bad-request" in line
+    assert ("cannot update key 5" in line) != is_answered
