@@ -10,13 +10,18 @@ from typing import NoReturn
 
 import pytest
 
+from lgss_keyring.formats.errors import KeyOperationError
+from lgss_keyring.formats.outcome import Answer
 from lgss_keyring.front import answer, keyctl
 from lgss_keyring.front.arguments import Call
 from lgss_keyring.front.word import Child
-from lgss_keyring.monitor import service, upcall
+from lgss_keyring.monitor import key_answer, service, upcall
+from lgss_keyring.system import keyrings
 from lgss_keyring.system.log import Log
 
 USER = "0:krb5:1000:1000::-:1:0x20000c0a80105:lustre-MDT0000-mdc:0x20000c0a80106:0"
+
+MACHINE = USER.replace("1000:1000::", "0:0:r:")
 
 
 class EndedError(Exception):
@@ -38,8 +43,15 @@ class Key:
         self.payload = payload
 
 
-def run(monkeypatch: pytest.MonkeyPatch, callout: str, config: Path, started: float) -> None:
-    """Serve an upcall in this process, up to its end."""
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    callout: str,
+    config: Path,
+    started: float,
+    session: int = 0,
+    uid: int = 1000,
+) -> None:
+    """Serve an upcall of ``uid`` in this process, up to its end."""
 
     def end(status: int) -> NoReturn:
         raise EndedError(status)
@@ -47,7 +59,7 @@ def run(monkeypatch: pytest.MonkeyPatch, callout: str, config: Path, started: fl
     monkeypatch.setattr(upcall, "daemonize", lambda descriptors, detach: None)
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(Log, "_to_system", lambda *_: None)  # the tests' lines are nobody's business
-    words = ["create", "5", "lgssc", "x", callout, "1000", "1000", "0", "0", "0"]
+    words = ["create", "5", "lgssc", "x", callout, str(uid), str(uid), "0", "0", str(session)]
     call = Call(["--config", str(config), *words])
     with pytest.raises(EndedError, match="0"):
         upcall.run(5, call, Child(-1, -1), started, 0)
@@ -89,3 +101,43 @@ def test_failure_before_there_is_a_request_is_brought_for_5_s(
     line = (config.parent / "log").read_text()
     assert "LGSS_ERROR=bad-request" in line
     assert ("cannot update key 5" in line) != is_answered
+
+
+def test_keyring_that_stays_linked_ends_the_upcall(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
+    """There is no worker, which would look for credentials in it."""
+
+    def unlink(key: int, keyring: int) -> NoReturn:
+        assert key == 77
+        raise KeyOperationError("cannot unlink key 77", errno=errno.EACCES)
+
+    def worker(*_: object) -> NoReturn:
+        raise AssertionError("a worker was forked")
+
+    monkeypatch.setattr(keyrings, "unlink", unlink)
+    monkeypatch.setattr(service, "WorkerProcess", worker)
+    for callout, uid in ((MACHINE, 1000), (MACHINE, 0), (USER, 0)):
+        key = Key(monkeypatch, refusals=0)
+        run(monkeypatch, callout, config, time.monotonic(), session=77, uid=uid)
+        assert key.payload == answer.failure(errno.EACCES)
+        assert "cannot unlink key 77" in (config.parent / "log").read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize(("uid", "patience"), [(1000, 5), (0, 30)])
+def test_machine_request_that_may_be_forged_is_given_up_soon(
+    monkeypatch: pytest.MonkeyPatch, config: Path, uid: int, patience: int
+) -> None:
+    """No context of the kernel is ever bound to a forged one, so its update would be tried until the
+    upcall's time is over: 30 s."""
+    context = Answer(b"context", int(time.time()) + 1000, "host/client", None)
+    monkeypatch.setattr(service, "serve", lambda *_: context)
+    deadlines: list[float] = []
+
+    def give(key: int, key_type: str, answer: Answer, deadline: float, *_: object) -> bool:
+        deadlines.append(deadline)
+        return True
+
+    monkeypatch.setattr(key_answer, "give", give)
+    started = time.monotonic()
+    run(monkeypatch, MACHINE, config, started, uid=uid)
+    (deadline,) = deadlines
+    assert started + patience <= deadline <= time.monotonic() + patience
