@@ -31,6 +31,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for line in runs.remove_dead():
         config.get_terminal_writer().line(line)
     runs.begin()
+    # They judge what the others have seen, in whatever order those come.
+    items.sort(key=lambda item: "all_faults" in getattr(item, "fixturenames", ()))
 
 
 # An emulated machine, or upcalls that are measured: bars are ratios there.
@@ -44,7 +46,9 @@ def site() -> Iterator[Site]:
             pace.factor = max(1.0, bare_handler(site) / BARE_SECONDS)
             requestor.patience = pace(requestor.patience)
             Site.limit = pace.whole(1)
+        pace.bare = lambda: bare_handler(site)
         yield site
+        pace.bare = None
 
 
 def bare_handler(site: Site) -> float:

@@ -69,7 +69,7 @@ def test_each_of_60_killed_upcalls_is_answered_and_each_failure_has_a_line(site:
             if took is None:
                 assert not is_machine and processes in (1, 2), (number, processes, answer)
             else:
-                assert took < pace(ANSWERED), (number, processes, answer)
+                assert pace.met(took, ANSWERED), (number, processes, answer)
                 if result != "context" and not within(2, lambda upcalls=upcalls: has_line(upcalls)):
                     assert processes == 1 and answer.error, (number, processes, answer)
                     result += ", without a line"
