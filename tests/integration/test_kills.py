@@ -49,7 +49,7 @@ def has_line(upcalls: Upcalls) -> bool:
 def test_each_of_60_killed_upcalls_is_answered_and_each_failure_has_a_line(site: Site, ticket: int) -> None:
     """But for what docs/errors.md names: a front that is killed before it has forked leaves no
     line, and its child that is killed before it has forked no answer."""
-    chance = random.Random()
+    chance = random.Random(random.getrandbits(64))  # a run with the same seed chooses the same
     found: Counter[str] = Counter()
     with site.upcalls() as upcalls, Requestor(ticket) as requestor:
         whole = requestor.ask(upcalls.name(), user_callout()).updated
