@@ -97,6 +97,13 @@ def rules_of(site: Site) -> list[str]:
     return found
 
 
+def keys_for_ever() -> list[str]:
+    """This run's keys without an end.  A requestor's keys go with its session, at the leisure of
+    the kernel's collector, and what is anywhere else would not."""
+    lines = [line for line in Path("/proc/keys").read_text().splitlines() if f" lgss:{os.getpid()}." in line]
+    return [line for line in lines if line.split()[3] == "perm" and "i" not in line.split()[1]]
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """No process, rule or key of an upcall of this run is there after a test."""
@@ -108,6 +115,4 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     assert within(5, lambda: not upcall_processes(site)), f"left: {upcall_processes(site)}"
     if "upcalls" not in request.fixturenames:
         assert not rules_of(site)
-    lines = [line for line in Path("/proc/keys").read_text().splitlines() if f" lgss:{os.getpid()}." in line]
-    # A requestor's keys go with its session; what lives for ever would not.
-    assert not [line for line in lines if line.split()[3] == "perm" and "i" not in line.split()[1]]
+    assert within(5, lambda: not keys_for_ever()), keys_for_ever()
