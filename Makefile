@@ -76,6 +76,11 @@ test: setup ## every test (root, a real kernel and KDC)
 coverage: setup ## the lines of the package that no test reaches (twice as long as `test`; kept in build/coverage)
 	@$(BIN)/python -m tests.coverage_run
 
+.PHONY: mutants
+# The names that the tool has for them; what is not given is its own.
+mutants: setup ## what the tests do not notice: N=200 small mistakes in the package (SEED=, MODULES='front monitor/turn')
+	@$(BIN)/python -m tests.mutants $(if $(N),-n $(N)) $(if $(SEED),--seed $(SEED)) $(MODULES)
+
 check: lint test ## lint, types and every test
 
 bench: setup ## an upcall: blocked time, time to the context, CPU time; the library: look-up, sign, seal (JSON=FILE)

@@ -1,0 +1,134 @@
+"""Make small mistakes in the package, one at a time, and say which of them no test notices.
+
+usage: python -m tests.mutants [-n N] [--seed SEED] [--minutes M] [MODULE ...]
+
+A MODULE is a module or folder of lgss_keyring, such as `monitor` or `front/main.py`; none: all of them.
+The changed module is never the checkout's: each of two places has a copy in /var/lib.  As root, like
+`make check`.  What was found is also written to build/mutants.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.support import runs
+
+from .judging import Judged, Judging, TestsFailError
+from .pool import Pool
+from .sample import draw, modules
+from .trial import Copy, remove_dead
+
+ROOT = Path(__file__).resolve().parents[2]
+MINUTES_EACH = 0.15
+"""200 mutants have 30 minutes."""
+
+
+def main(arguments: list[str]) -> int:
+    """0 if the measurement came to its end, whatever it found."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.mutants", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("-n", type=int, default=200, help="how many (200)")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--minutes", type=float, help="what it may take (0.15 for each mutant)")
+    parser.add_argument("--places", type=int, default=2, help="how many at once (2)")
+    parser.add_argument("--turn", type=Path, help="a file to lock while integration tests run")
+    parser.add_argument("modules", nargs="*", metavar="MODULE")
+    options = parser.parse_args(arguments)
+    if os.geteuid() != 0:
+        parser.error("the integration tests need root: they install request-key rules and change ids")
+    try:
+        drawn = draw(ROOT, modules(ROOT, options.modules), options.n, options.seed)
+    except ValueError as error:
+        parser.error(str(error))
+    say(f"{len(drawn)} mutants, SEED={options.seed}")
+    runs.begin()
+    remove_dead()
+    begun = time.monotonic()
+    minutes = options.minutes or MINUTES_EACH * len(drawn)
+    judging = Judging(ROOT, drawn, 60 * minutes, options.places, say)
+    pool = Pool(options.turn)
+    status = 0
+    try:
+        for _ in range(options.places):
+            pool.add(Copy(ROOT))
+        pool.work(judging.tasks())
+    except TestsFailError as error:
+        status = 1
+        say(f"tests fail without any change:\n{error}")
+    except KeyboardInterrupt:
+        status = 130
+    finally:
+        # What is removed now is not left half there.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        pool.close()
+    report(judging.judged, options.seed, time.monotonic() - begun)
+    return status
+
+
+def say(text: str) -> None:
+    """A line, at once: it takes half an hour."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def report(judged: list[Judged], seed: int, seconds: float) -> None:
+    """Print the survivors, and write all to build/mutants.json."""
+    done = [each for each in judged if each.is_done]
+    survivors = [each for each in done if not each.noticed_by]
+    for each in survivors:
+        print(f"\n{each.mutant}\n{each.diff}\nnot noticed by {' '.join(each.tests)}")
+    if done:
+        share = 100 * (len(done) - len(survivors)) / len(done)
+        print(f"\n{len(done) - len(survivors)} of {len(done)} mutants noticed, {share:.1f} %; SEED={seed}")
+    if len(done) < len(judged):
+        print(f"{len(judged) - len(done)} were not judged")
+    flaky = sorted({test for each in judged for test in each.flaky})
+    print(*(f"failed once, passed the next time: {test}" for test in flaky), sep="\n")
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    kept = ROOT / "build" / "mutants.json"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(
+        json.dumps(
+            {
+                "commit": commit,
+                "seed": seed,
+                "seconds": round(seconds),
+                "mutants": [
+                    {
+                        "file": each.mutant.path,
+                        "line": each.mutant.change.line,
+                        "kind": each.mutant.change.kind,
+                        "diff": each.diff,
+                        "result": _result(each),
+                        "noticed_by": each.noticed_by,
+                        "not_noticed_by": each.tests,
+                        "failed_once": each.flaky,
+                        "seconds": round(each.seconds, 1),
+                    }
+                    for each in judged
+                ],
+            },
+            indent=1,
+        )
+    )
+    say(f"written to {kept.relative_to(ROOT)}")
+
+
+def _result(each: Judged) -> str:
+    if not each.is_done:
+        return "not judged"
+    return "noticed" if each.noticed_by else "survived"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

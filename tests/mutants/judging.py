@@ -1,0 +1,188 @@
+"""The course of one measurement: the tests without any change, then each mutant against its tests."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import choice
+from .pool import Task
+from .sample import Mutant
+from .trial import Copy, Outcome, Plan
+
+UNIT = "tests/unit"
+SLOWER = 3.0
+"""A run takes no more than this multiple of what it took without a change, and :data:`MORE` seconds:
+beyond that it hangs."""
+MORE = 20.0
+ONE_TEST_SECONDS = 30.0
+LEAST_SECONDS = 25.0
+"""What the integration tests of one mutant may take at least; most of it is the realm's start."""
+
+
+class TestsFailError(Exception):
+    """Tests fail without any change: nothing can be learned from them."""
+
+    __test__ = False
+
+
+@dataclass
+class Judged:
+    """What became of one mutant: ``noticed_by`` is a test or, if there is none, what else went wrong;
+    empty for a survivor.  ``tests`` are the files of tests that were run, UNIT for all unit tests."""
+
+    mutant: Mutant
+    diff: str
+    noticed_by: str = ""
+    tests: list[str] = field(default_factory=list)
+    flaky: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    is_done: bool = False
+
+
+class Judging:
+    """``tasks`` is the work for a pool; ``judged`` grows meanwhile.
+
+    ``seconds`` is what all of it may take on ``places`` places: what the unit tests leave of it is
+    shared out among the mutants that these have not noticed.
+    """
+
+    def __init__(
+        self, root: Path, drawn: list[Mutant], seconds: float, places: int, say: Callable[[str], None]
+    ):
+        self._root = root
+        self._end = time.monotonic() + seconds
+        self._places = places
+        self._say = say
+        self._sources = {mutant.path: (root / mutant.path).read_text() for mutant in drawn}
+        self.judged = [Judged(mutant, self._diff(mutant)) for mutant in drawn]
+        self._there = [path.name for path in sorted((root / "tests" / "integration").glob("test_*.py"))]
+        self._unit: Outcome | None = None
+        self._measured: Outcome | None = None
+        self._integration: Outcome | None = None
+        self._left = 0
+        self._waiting = 0
+
+    def tasks(self) -> Iterator[Task | None]:
+        """In the order in which they can be done."""
+        yield self._unit_baseline
+        yield self._integration_baseline
+        while not self._measured:
+            yield None
+        for each in self.judged:
+            yield self._task(each, self._by_unit_tests)
+        while not self._integration or not all(each.is_done or each.tests for each in self.judged):
+            yield None
+        survivors = [each for each in self.judged if not each.is_done]
+        self._left = len(survivors)
+        self._say(f"{len(survivors)} mutants are left for the integration tests")
+        for each in survivors:
+            yield self._task(each, self._by_integration_tests)
+
+    def _diff(self, mutant: Mutant) -> str:
+        source = self._sources[mutant.path]
+        lines = difflib.unified_diff(
+            source.splitlines(), mutant.change.apply(source).splitlines(), lineterm="", n=0
+        )
+        return "\n".join(line for line in list(lines)[2:] if not line.startswith("@@"))
+
+    # Without a change.
+
+    def _unit_baseline(self, copy: Copy) -> Generator[Plan, Outcome, None]:
+        self._unit = yield from self._baseline([UNIT])
+        # Some tests measure time: they may fail while every line is noted.
+        self._measured = yield Plan([UNIT], stop=False, measure=True)
+        self._say(f"without a change: the unit tests take {self._unit.took:.0f} s")
+
+    def _integration_baseline(self, copy: Copy) -> Generator[Plan, Outcome, None]:
+        paths = {each.mutant.path for each in self.judged}
+        wanted = {file for path in paths for file in choice.integration(path, self._there)}
+        self._integration = yield from self._baseline(sorted(wanted))
+        self._say(f"without a change: the integration tests take {self._integration.took:.0f} s")
+
+    def _baseline(self, files: list[str]) -> Generator[Plan, Outcome, Outcome]:
+        """What all tests of ``files`` take; a failure must happen twice to be one."""
+        outcome = yield Plan(files, stop=False)
+        if outcome.failed:
+            unknown = [name for name in outcome.failed if name not in outcome.seconds]
+            if unknown:
+                raise TestsFailError(f"{', '.join(unknown)}\n{outcome.output[-3000:]}")
+            again = yield Plan(_files(outcome.failed), outcome.failed, stop=False)
+            if again.failed:
+                raise TestsFailError("\n".join(again.failed) + "\n" + again.output[-3000:])
+            self._say(f"failed once, without a change: {', '.join(outcome.failed)}")
+        return outcome
+
+    # With a change.
+
+    def _task(self, each: Judged, course: Callable[[Judged], Generator[Plan, Outcome, str]]) -> Task:
+        def task(copy: Copy) -> Generator[Plan, Outcome, None]:
+            begun = time.monotonic()
+            path = each.mutant.path
+            copy.write(path, each.mutant.change.apply(self._sources[path]))
+            try:
+                each.noticed_by = yield from course(each)
+            finally:
+                copy.write(path, self._sources[path])
+            each.seconds += time.monotonic() - begun
+            each.is_done |= bool(each.noticed_by)
+            if each.is_done:
+                self._say(f"{each.mutant}: {each.noticed_by or 'SURVIVED'}")
+
+        return task
+
+    def _by_unit_tests(self, each: Judged) -> Generator[Plan, Outcome, str]:
+        """First those that reach the line and their files' others, then the rest."""
+        assert self._unit and self._measured
+        path, line = each.mutant.path, each.mutant.change.line
+        seconds = self._unit.seconds
+        order, close = choice.unit_order(path, line, seconds, self._measured.reached, self._root)
+        near = [test for test in order if test in close]
+        for tests in (near, [test for test in order if test not in close]):
+            if noticed := (yield from self._run(each, tests, seconds)):
+                return noticed
+        each.tests.append(UNIT)
+        return ""
+
+    def _by_integration_tests(self, each: Judged) -> Generator[Plan, Outcome, str]:
+        assert self._integration
+        seconds = self._integration.seconds
+        budget = (self._end - time.monotonic()) * self._places / max(1, self._left)
+        self._left -= 1
+        files = choice.integration(each.mutant.path, self._there)
+        chosen = choice.affordable(files, seconds, max(LEAST_SECONDS, budget))
+        tests = [test for file in chosen for test in seconds if test.startswith(f"{file}::")]
+        noticed = yield from self._run(each, tests, seconds)
+        each.tests += chosen
+        each.is_done = True
+        return noticed
+
+    def _run(
+        self, each: Judged, tests: list[str], seconds: dict[str, float]
+    ) -> Generator[Plan, Outcome, str]:
+        """What notices it, of ``tests``: a failure counts if it happens twice, and what fails once
+        only is left out from there on."""
+        while tests:
+            taken = [seconds[test] for test in tests]
+            limit = MORE + SLOWER * sum(taken)
+            one = max(ONE_TEST_SECONDS, SLOWER * max(taken))
+            outcome = yield Plan(_files(tests), tests, limit, one)
+            if not outcome.failed:
+                return ""
+            failed = outcome.failed[0]
+            if failed not in seconds:
+                return failed
+            again = yield Plan(_files([failed]), [failed], limit, one)
+            if again.failed:
+                return failed
+            each.flaky.append(failed)
+            tests = tests[tests.index(failed) + 1 :]
+        return ""
+
+
+def _files(tests: list[str]) -> list[str]:
+    """The files of tests, each once."""
+    return list(dict.fromkeys(test.partition("::")[0] for test in tests))
