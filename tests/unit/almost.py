@@ -28,14 +28,14 @@ def almost(draw: st.DrawFn, valid: st.SearchStrategy[bytes]) -> bytes:
     return data
 
 
-def single_faults(data: bytes) -> Iterator[bytes]:
-    """``data`` with one fault: each byte changed, each u32 replaced by each of NUMBERS, each beginning
-    of it, and bytes added."""
+def single_faults(data: bytes, order: str = "=") -> Iterator[bytes]:
+    """``data`` with one fault: each byte changed, each u32 (in :mod:`struct`'s ``order``) replaced by
+    each of NUMBERS, each beginning of it, and bytes added."""
     for at in range(len(data)):
         yield data[:at]
         for bits in (1, 8, 0x80, data[at]):
             yield data[:at] + bytes([data[at] ^ bits]) + data[at + 1 :]
     for at in range(0, len(data) - 3, 4):
         for number in NUMBERS:
-            yield data[:at] + struct.pack("=I", number) + data[at + 4 :]
+            yield data[:at] + struct.pack(f"{order}I", number) + data[at + 4 :]
     yield from (data + b"\0", data + bytes(4))

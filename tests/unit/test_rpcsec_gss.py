@@ -22,6 +22,8 @@ from lgss_keyring.worker.channel import rpcsec_gss
 from lgss_keyring.worker.channel.interface import Reply
 from lgss_keyring.worker.channel.rpcsec_gss import Reader, RpcsecGssChannel
 
+from .almost import single_faults
+
 Serve = Callable[[socket.socket, bytes], None]
 
 
@@ -224,6 +226,33 @@ def test_nobody_listens() -> None:
             channel.exchange(b"t", b"")
     assert caught.value.errno == errno.ECONNREFUSED
     assert "[rpcsec_gss] port" in caught.value.hint
+
+
+@pytest.mark.parametrize("major", [0, 1])
+def test_replies_with_one_fault_are_replies_or_channel_errors(major: int) -> None:
+    channel = RpcsecGssChannel("127.0.0.1", 1, 1, 1, 1.0, 1.0)
+    kinds = {"malformed-reply", "bad-verifier", "rpc-refused", "rpc-denied", "start-again"}
+    for data in single_faults(accepted(b"", init_res(major, 7))[4:], ">"):
+        try:
+            reply = channel._reply(Reader(data))
+        except ChannelError as error:
+            assert error.kind in kinds and error.errno
+            continue
+        result = init_res(reply.major, reply.minor, reply.seq_window, reply.handle, reply.token)
+        assert data.startswith(struct.pack(">II", 1, 0)) and data.endswith(bytes(4) + result)
+        # The last reply has the acceptor's MIC of the window, as a verifier of RPCSEC_GSS.
+        assert (reply.proof is None) == (reply.major != 0)
+        if reply.proof is not None:
+            message, mic = reply.proof
+            assert message == struct.pack(">I", reply.seq_window)
+            assert data == accepted(b"", result, mic)[4:]
+
+
+@pytest.mark.parametrize("data", [b"", b"\0\0\0", b"\0\0\0\5abcd", b"\0\0\0\3abc", b"\0\0\0\3abc\1"])
+def test_reader_takes_whole_opaques_only(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"left|padding"):
+        Reader(data).opaque(8)
+    assert Reader(b"\0\0\0\3abc\0").opaque(3) == b"abc"
 
 
 @given(st.binary(max_size=100), st.integers(0, 64))
