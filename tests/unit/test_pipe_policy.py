@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 import socket
 import subprocess
 import sys
@@ -90,13 +89,20 @@ def test_thread_that_cannot_be_had_costs_no_descriptor(
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    before = len(os.listdir("/proc/self/fd"))
+    sockets: list[socket.socket] = []
+    make = socket.socket
+
+    def remembered(*kind: int) -> socket.socket:
+        sockets.append(make(*kind))
+        return sockets[-1]
+
     with policy_of(listener) as policy, policy.create_sec(TARGET, "krb5i") as sec:
         monkeypatch.setattr(threading.Thread, "start", start)
+        monkeypatch.setattr(socket, "socket", remembered)
         with pytest.raises(LgssError, match="cannot start a thread") as caught:
             sec.lookup_ctx(5)
         assert caught.value.errno == errno.EAGAIN and policy.alive == 0
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert [each.fileno() for each in sockets] == [-1]
 
 
 FORGETFUL = """
