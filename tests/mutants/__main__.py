@@ -41,6 +41,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--minutes", type=float, help="what it may take (0.15 for each mutant)")
     parser.add_argument("--places", type=int, default=2, help="how many at once (2)")
     parser.add_argument("--turn", type=Path, help="a file to lock while integration tests run")
+    parser.add_argument(
+        "--leave-out", action="store_true", help="go on without tests that fail without a change"
+    )
     parser.add_argument("modules", nargs="*", metavar="MODULE")
     options = parser.parse_args(arguments)
     if os.geteuid() != 0:
@@ -54,7 +57,7 @@ def main(arguments: list[str]) -> int:
     remove_dead()
     begun = time.monotonic()
     minutes = options.minutes or MINUTES_EACH * len(drawn)
-    judging = Judging(ROOT, drawn, 60 * minutes, options.places, say)
+    judging = Judging(ROOT, drawn, 60 * minutes, options.places, say, options.leave_out)
     pool = Pool(options.turn)
     status = 0
     try:
