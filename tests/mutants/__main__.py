@@ -40,7 +40,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--minutes", type=float, help="what it may take (0.15 for each mutant)")
     parser.add_argument("--places", type=int, default=2, help="how many at once (2)")
-    parser.add_argument("--turn", type=Path, help="a file to lock while integration tests run")
+    parser.add_argument(
+        "--turn", type=Path, action="append", default=[], help="a file to lock for integration tests"
+    )
     parser.add_argument(
         "--leave-out", action="store_true", help="go on without tests that fail without a change"
     )

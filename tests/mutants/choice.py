@@ -1,7 +1,7 @@
 """Which tests are about a line of the package, and in what order they are tried.
 
-Unit tests: all of them, since they take seconds.  First come those that reach the line in pytest's own
-process, then those of files that name the module, then the others; of each the quickest first.
+Unit tests: those that reach the line in pytest's own process, the quickest first; then the others of
+their files, and those of files that name the module, since what a test forks is not measured.
 
 Integration tests: by the table below, because what runs in an upcall's processes is measured only at
 great expense.  A row's files are for the modules whose paths begin with its name.  A file in no row is
@@ -10,6 +10,7 @@ for every module, after the others, so a new one need not be entered.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -79,25 +80,30 @@ def integration(path: str, there: Iterable[str]) -> list[str]:
     return [f"tests/integration/test_{name}.py" for name in dict.fromkeys(wanted) if name in names]
 
 
-def unit_order(
+def unit(
     path: str,
     line: int,
     seconds: Mapping[str, float],
     reached: Mapping[str, Mapping[str, list[str]]],
     root: Path,
-) -> tuple[list[str], set[str]]:
-    """The unit tests in the order for one line, and those of the files that are close to it.
-    ``seconds`` has all tests with what each takes, ``reached`` the tests by file and line."""
+) -> list[str]:
+    """The unit tests for a line, in their order.  ``seconds`` has all tests with what each takes,
+    ``reached`` the tests by file and line.
+
+    A file names a module by its last name, or by that of its folder as a package: tests that run a whole
+    program in processes of its own do.
+    """
     reach = set(reached.get(path, {}).get(str(line), []))
-    module = Path(path).stem if Path(path).stem != "__init__" else Path(path).parent.name
-    naming = {
+    package = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    names = re.compile(rf"\b{package.rpartition('.')[2]}\b|{re.escape(package.rpartition('.')[0])}\b(?!\.)")
+    close = {_file(test) for test in reach}
+    close |= {
         str(file.relative_to(root))
         for file in (root / "tests" / "unit").glob("test_*.py")
-        if module in file.read_text()
+        if names.search(file.read_text())
     }
-    naming |= {_file(test) for test in reach}
-    order = sorted(seconds, key=lambda test: (test not in reach, _file(test) not in naming, seconds[test]))
-    return order, {test for test in order if _file(test) in naming}
+    tests = [test for test in seconds if _file(test) in close]
+    return sorted(tests, key=lambda test: (test not in reach, seconds[test]))
 
 
 def affordable(files: list[str], seconds: Mapping[str, float], budget: float) -> list[str]:

@@ -33,7 +33,7 @@ class TestsFailError(Exception):
 @dataclass
 class Judged:
     """What became of one mutant: ``noticed_by`` is a test or, if there is none, what else went wrong;
-    empty for a survivor.  ``tests`` are the files of tests that were run, UNIT for all unit tests."""
+    empty for a survivor.  ``tests`` are the files of tests that were run.  ``is_tried``: by unit tests."""
 
     mutant: Mutant
     diff: str
@@ -41,6 +41,7 @@ class Judged:
     tests: list[str] = field(default_factory=list)
     flaky: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    is_tried: bool = False
     is_done: bool = False
 
 
@@ -82,7 +83,7 @@ class Judging:
             yield None
         for each in self.judged:
             yield self._task(each, self._by_unit_tests)
-        while not self._integration or not all(each.is_done or each.tests for each in self.judged):
+        while not self._integration or not all(each.is_tried for each in self.judged):
             yield None
         survivors = [each for each in self.judged if not each.is_done]
         self._left = len(survivors)
@@ -139,28 +140,22 @@ class Judging:
             begun = time.monotonic()
             path = each.mutant.path
             copy.write(path, each.mutant.change.apply(self._sources[path]))
-            try:
-                each.noticed_by = yield from course(each)
-            finally:
-                copy.write(path, self._sources[path])
+            each.noticed_by = yield from course(each)
+            copy.write(path, self._sources[path])
             each.seconds += time.monotonic() - begun
             each.is_done |= bool(each.noticed_by)
-            if each.is_done:
-                self._say(f"{each.mutant}: {each.noticed_by or 'SURVIVED'}")
+            left = "survived" if each.is_done else "not noticed by unit tests"
+            self._say(f"{each.mutant}: {each.noticed_by or left}")
 
         return task
 
     def _by_unit_tests(self, each: Judged) -> Generator[Plan, Outcome, str]:
-        """First those that reach the line and their files' others, then the rest."""
         path, line = each.mutant.path, each.mutant.change.line
-        seconds = self._unit
-        order, close = choice.unit_order(path, line, seconds, self._reached, self._root)
-        near = [test for test in order if test in close]
-        for tests in (near, [test for test in order if test not in close]):
-            if noticed := (yield from self._run(each, tests, seconds)):
-                return noticed
-        each.tests.append(UNIT)
-        return ""
+        tests = choice.unit(path, line, self._unit, self._reached, self._root)
+        noticed = yield from self._run(each, tests, self._unit)
+        each.tests += _files(tests)
+        each.is_tried = True
+        return noticed
 
     def _by_integration_tests(self, each: Judged) -> Generator[Plan, Outcome, str]:
         seconds = self._integration

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 from .trial import Copy, Outcome, Plan, Trial
@@ -16,16 +16,16 @@ Task = Callable[[Copy], Generator[Plan, Outcome, None]]
 
 
 class Pool:
-    """One place for each copy that is added.  ``turn`` is a file whose lock is held for integration
-    tests, so that those of several programs take turns; without it they run at once."""
+    """One place for each copy that is added.  ``turns`` are files of which one is locked for
+    integration tests, so that those of several programs take turns; without any they run at once."""
 
-    def __init__(self, turn: Path | None = None) -> None:
-        self._turn = turn
+    def __init__(self, turns: Sequence[Path] = ()) -> None:
+        self._turns = turns
         self._places: list[_Place] = []
 
     def add(self, copy: Copy) -> None:
         """One more place; the copy is the pool's from now on."""
-        self._places.append(_Place(copy, self._turn))
+        self._places.append(_Place(copy, self._turns))
 
     def work(self, tasks: Iterator[Task | None]) -> None:
         """Do them all.  None among them says that the next is not known before one of those at work
@@ -48,9 +48,9 @@ class Pool:
 
 
 class _Place:
-    def __init__(self, copy: Copy, turn: Path | None) -> None:
+    def __init__(self, copy: Copy, turns: Sequence[Path]) -> None:
         self._copy = copy
-        self._turn = turn
+        self._turns = turns
         self._lock = -1
         self._task: Generator[Plan, Outcome, None] | None = None
         self._plan: Plan | None = None
@@ -78,13 +78,15 @@ class _Place:
                 self._task = None
 
     def _may_begin(self, plan: Plan) -> bool:
-        if not self._turn or not any(file.startswith("tests/integration") for file in plan.files):
+        if not self._turns or not any(file.startswith("tests/integration") for file in plan.files):
             return True
-        self._lock = os.open(self._turn, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        self._give_turn()
+        for turn in self._turns:
+            self._lock = os.open(turn, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            os.close(self._lock)
+            self._lock = -1
         return False
 
     def _give_turn(self) -> None:
