@@ -108,12 +108,12 @@ def unit(
 
 def affordable(files: list[str], seconds: Mapping[str, float], budget: float) -> list[str]:
     """Those of ``files`` that together take no more than ``budget`` by the ``seconds`` of their tests,
-    the first of them first; at least one."""
+    the first of them first; at least one, and none that has no tests."""
     chosen: list[str] = []
     total = 0.0
     for file in files:
         cost = sum(taken for test, taken in seconds.items() if _file(test) == file)
-        if not chosen or total + cost <= budget:
+        if cost and (not chosen or total + cost <= budget):
             chosen.append(file)
             total += cost
     return chosen

@@ -70,8 +70,8 @@ class Judging:
         self._sources = {mutant.path: (root / mutant.path).read_text() for mutant in drawn}
         self.judged = [Judged(mutant, self._diff(mutant)) for mutant in drawn]
         self._there = [path.name for path in sorted((root / "tests" / "integration").glob("test_*.py"))]
-        self._unit: dict[str, float] = {}
-        self._integration: dict[str, float] = {}
+        self._unit: dict[str, float] | None = None
+        self._integration: dict[str, float] | None = None
         self._reached: dict[str, dict[str, list[str]]] = {}
         self._left = 0
 
@@ -79,11 +79,11 @@ class Judging:
         """In the order in which they can be done."""
         yield self._unit_baseline
         yield self._integration_baseline
-        while not self._unit:
+        while self._unit is None:
             yield None
         for each in self.judged:
             yield self._task(each, self._by_unit_tests)
-        while not self._integration or not all(each.is_tried for each in self.judged):
+        while self._integration is None or not all(each.is_tried for each in self.judged):
             yield None
         survivors = [each for each in self.judged if not each.is_done]
         self._left = len(survivors)
@@ -150,6 +150,7 @@ class Judging:
         return task
 
     def _by_unit_tests(self, each: Judged) -> Generator[Plan, Outcome, str]:
+        assert self._unit is not None
         path, line = each.mutant.path, each.mutant.change.line
         tests = choice.unit(path, line, self._unit, self._reached, self._root)
         noticed = yield from self._run(each, tests, self._unit)
@@ -158,6 +159,7 @@ class Judging:
         return noticed
 
     def _by_integration_tests(self, each: Judged) -> Generator[Plan, Outcome, str]:
+        assert self._integration is not None
         seconds = self._integration
         budget = (self._end - time.monotonic()) * self._places / max(1, self._left)
         self._left -= 1
