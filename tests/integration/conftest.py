@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,20 +44,21 @@ SLOW = "LGSS_VM" in os.environ or "COVERAGE_PROCESS_START" in os.environ
 def site() -> Iterator[Site]:
     with Site() as site:
         if SLOW:
-            pace.factor = max(1.0, bare_handler(site) / BARE_SECONDS)
+            pace.factor = max(1.0, statistics.median(bare_handler(site)) / BARE_SECONDS)
             requestor.patience = pace(requestor.patience)
             Site.limit = pace.whole(1)
-        pace.bare = lambda: bare_handler(site)
+        # The longest: what else the machine does comes in bursts.
+        pace.bare = lambda: max(bare_handler(site))
         yield site
         pace.bare = None
 
 
-def bare_handler(site: Site) -> float:
-    """Median seconds that a handler which does the least blocks its caller for."""
+def bare_handler(site: Site) -> list[float]:
+    """Seconds that a handler which does the least blocks its caller for, seven times."""
     program = site.stage.directory / "bare.py"
     Stage.write_front(CHECKOUT / "bench" / "bare.py", program)
     with site.upcalls(program=program, arguments="%o %k") as upcalls, Requestor(0) as root:
-        return sorted(root.ask(upcalls.name(), "x", wait=0).blocked for _ in range(7))[3]
+        return [root.ask(upcalls.name(), "x", wait=0).blocked for _ in range(7)]
 
 
 @pytest.fixture

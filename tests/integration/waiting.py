@@ -23,7 +23,7 @@ class Pace:
 
     factor = 1.0
     bare: Callable[[], float] | None = None
-    """Gives what a bare handler blocks its caller for just now; None as long as there is no site."""
+    """Gives what a bare handler may block its caller for just now; None as long as there is no site."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
