@@ -54,7 +54,10 @@ def test_each_of_60_killed_upcalls_is_answered_and_each_failure_has_a_line(site:
     with site.upcalls() as upcalls, Requestor(ticket) as requestor:
         whole = requestor.ask(upcalls.name(), user_callout()).updated
     assert whole is not None
-    for number in range(60):
+    for number in range(240):
+        # A busy machine may have ended most of them before they were killed.
+        if number >= 60 and sum(found.values()) > 20:
+            break
         is_machine = bool(number % 2)
         with site.upcalls() as upcalls, Requestor(0 if is_machine else ticket) as requestor:
             callout = machine_callout() if is_machine else user_callout()
@@ -62,10 +65,12 @@ def test_each_of_60_killed_upcalls_is_answered_and_each_failure_has_a_line(site:
             time.sleep(chance.random() * whole)
             processes = kill_one(site, chance)
             answer = requestor.result()
-            if not processes:
-                continue  # it was over, or not there yet
             result = outcome(answer)
             took = answer.blocked if answer.error else answer.updated
+            if not processes:
+                # It was over, or not there yet; and so long it takes just now.
+                whole = took or whole
+                continue
             if took is None:
                 assert not is_machine and processes in (1, 2), (number, processes, answer)
             else:
