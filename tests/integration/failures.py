@@ -33,7 +33,9 @@ def failed(
     A request with flags is judged before its key is instantiated: its caller has the errno
     itself, from request_key(2).
     """
-    note_caller(answer)
+    # A request for the machine that takes long by intention blocks its caller for that time.
+    if not answer.error or limit == ANSWERED:
+        note_caller(answer)
     if answer.error:
         assert answer.error == number, os.strerror(answer.error)
         assert pace.met(answer.blocked, limit)

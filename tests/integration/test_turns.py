@@ -129,7 +129,7 @@ def test_a_credential_in_a_session_keyring_waits_for_itself(
     with Requestor(load.ATTACKER) as user:
         kinit_in_session(site, user)
         with load.held_open(silent, load.ATTACKER, AT_WORK + 2):
-            proven(site, user.ask(session_caches.name(), user_callout(load.ATTACKER), wait=pace(8)))
+            proven(site, user.ask(session_caches.name(), user_callout(load.ATTACKER), wait=pace(20)))
     # Nobody else gets that credential, even of those that have waited meanwhile.
     with Requestor(load.ATTACKER) as without:
         answer = without.ask(session_caches.name(), user_callout(load.ATTACKER), wait=pace(8))
