@@ -77,9 +77,8 @@ coverage: setup ## the lines of the package that no test reaches (twice as long 
 	@$(BIN)/python -m tests.coverage_run
 
 .PHONY: mutants
-# The names that the tool has for them; what is not given is its own.
-mutants: setup ## what the tests do not notice: N=200 small mistakes in the package (SEED=, MODULES='front monitor/turn')
-	@$(BIN)/python -m tests.mutants $(if $(N),-n $(N)) $(if $(SEED),--seed $(SEED)) $(MODULES)
+mutants: setup ## what the tests do not notice: N=200 small mistakes in the package (SEED=, MODULES='front monitor/turn'; AGAIN=1: the last survivors)
+	@$(BIN)/python -m tests.mutants $(if $(N),-n $(N)) $(if $(SEED),--seed $(SEED)) $(if $(AGAIN),--again) $(MODULES)
 
 check: lint test ## lint, types and every test
 

@@ -1,10 +1,12 @@
 """Make small mistakes in the package, one at a time, and say which of them no test notices.
 
 usage: python -m tests.mutants [-n N] [--seed SEED] [--minutes M] [MODULE ...]
+       python -m tests.mutants --again
 
 A MODULE is a module or folder of lgss_keyring, such as `monitor` or `front/main.py`; none: all of them.
 The changed module is never the checkout's: each of two places has a copy in /var/lib.  As root, like
-`make check`.  What was found is also written to build/mutants.json.
+`make check`.  What was found is also written to build/mutants.json; --again tries the survivors that
+are there, with all tests of their modules.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ from tests.support import runs
 
 from .judging import Judged, Judging, TestsFailError
 from .pool import Pool
-from .sample import draw, modules
+from .sample import Mutant, again, draw, modules
 from .trial import Copy, remove_dead
 
 ROOT = Path(__file__).resolve().parents[2]
+KEPT = ROOT / "build" / "mutants.json"
 MINUTES_EACH = 0.15
 """200 mutants have 30 minutes."""
+ENOUGH = 60
 
 
 def main(arguments: list[str]) -> int:
@@ -46,19 +50,24 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--leave-out", action="store_true", help="go on without tests that fail without a change"
     )
+    parser.add_argument("--again", action="store_true", help="the survivors of the last measurement")
     parser.add_argument("modules", nargs="*", metavar="MODULE")
     options = parser.parse_args(arguments)
     if os.geteuid() != 0:
         parser.error("the integration tests need root: they install request-key rules and change ids")
     try:
-        drawn = draw(ROOT, modules(ROOT, options.modules), options.n, options.seed)
+        drawn = (
+            survivors()
+            if options.again
+            else draw(ROOT, modules(ROOT, options.modules), options.n, options.seed)
+        )
     except ValueError as error:
         parser.error(str(error))
-    say(f"{len(drawn)} mutants, SEED={options.seed}")
+    say(f"{len(drawn)} mutants" + ("" if options.again else f", SEED={options.seed}"))
     runs.begin()
     remove_dead()
     begun = time.monotonic()
-    minutes = options.minutes or MINUTES_EACH * len(drawn)
+    minutes = options.minutes or (ENOUGH if options.again else MINUTES_EACH) * len(drawn)
     judging = Judging(ROOT, drawn, 60 * minutes, options.places, say, options.leave_out)
     pool = Pool(options.turn)
     status = 0
@@ -79,6 +88,16 @@ def main(arguments: list[str]) -> int:
     return status
 
 
+def survivors() -> list[Mutant]:
+    """Those of the last measurement whose lines are still there.  ValueError: there was none."""
+    if not KEPT.exists():
+        raise ValueError("there is no build/mutants.json; it is written by a measurement")
+    records = [
+        each["mutant"] for each in json.loads(KEPT.read_text())["mutants"] if each["result"] == "survived"
+    ]
+    return again(ROOT, records)
+
+
 def say(text: str) -> None:
     """A line, at once: it takes half an hour."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
@@ -87,12 +106,12 @@ def say(text: str) -> None:
 def report(judged: list[Judged], seed: int, seconds: float) -> None:
     """Print the survivors, and write all to build/mutants.json."""
     done = [each for each in judged if each.is_done]
-    survivors = [each for each in done if not each.noticed_by]
-    for each in survivors:
+    left = [each for each in done if not each.noticed_by]
+    for each in left:
         print(f"\n{each.mutant}\n{each.diff}\nnot noticed by {' '.join(each.tests)}")
     if done:
-        share = 100 * (len(done) - len(survivors)) / len(done)
-        print(f"\n{len(done) - len(survivors)} of {len(done)} mutants noticed, {share:.1f} %; SEED={seed}")
+        share = 100 * (len(done) - len(left)) / len(done)
+        print(f"\n{len(done) - len(left)} of {len(done)} mutants noticed, {share:.1f} %; SEED={seed}")
     if len(done) < len(judged):
         print(f"{len(judged) - len(done)} were not judged")
     flaky = sorted({test for each in judged for test in each.flaky})
@@ -100,9 +119,8 @@ def report(judged: list[Judged], seed: int, seconds: float) -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
-    kept = ROOT / "build" / "mutants.json"
-    kept.parent.mkdir(exist_ok=True)
-    kept.write_text(
+    KEPT.parent.mkdir(exist_ok=True)
+    KEPT.write_text(
         json.dumps(
             {
                 "commit": commit,
@@ -110,9 +128,7 @@ def report(judged: list[Judged], seed: int, seconds: float) -> None:
                 "seconds": round(seconds),
                 "mutants": [
                     {
-                        "file": each.mutant.path,
-                        "line": each.mutant.change.line,
-                        "kind": each.mutant.change.kind,
+                        "mutant": each.record,
                         "diff": each.diff,
                         "result": _result(each),
                         "noticed_by": each.noticed_by,
@@ -126,7 +142,7 @@ def report(judged: list[Judged], seed: int, seconds: float) -> None:
             indent=1,
         )
     )
-    say(f"written to {kept.relative_to(ROOT)}")
+    say(f"written to {KEPT.relative_to(ROOT)}")
 
 
 def _result(each: Judged) -> str:

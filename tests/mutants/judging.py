@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import choice
 from .pool import Task
-from .sample import Mutant
+from .sample import Mutant, record
 from .trial import Copy, Outcome, Plan
 
 UNIT = "tests/unit"
@@ -37,6 +37,7 @@ class Judged:
 
     mutant: Mutant
     diff: str
+    record: dict[str, str | int]
     noticed_by: str = ""
     tests: list[str] = field(default_factory=list)
     flaky: list[str] = field(default_factory=list)
@@ -68,7 +69,9 @@ class Judging:
         self._say = say
         self._leave_out = leave_out
         self._sources = {mutant.path: (root / mutant.path).read_text() for mutant in drawn}
-        self.judged = [Judged(mutant, self._diff(mutant)) for mutant in drawn]
+        self.judged = [
+            Judged(mutant, self._diff(mutant), record(self._sources[mutant.path], mutant)) for mutant in drawn
+        ]
         self._there = [path.name for path in sorted((root / "tests" / "integration").glob("test_*.py"))]
         self._unit: dict[str, float] | None = None
         self._integration: dict[str, float] | None = None

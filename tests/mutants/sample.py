@@ -67,6 +67,37 @@ def draw(root: Path, paths: list[str], number: int, seed: int) -> list[Mutant]:
     return drawn
 
 
+def record(source: str, mutant: Mutant) -> dict[str, str | int]:
+    """What :func:`again` finds it by, for JSON."""
+    change = mutant.change
+    return {
+        "file": mutant.path,
+        "line": change.line,
+        "column": change.start - source.rfind("\n", 0, change.start),
+        "kind": change.kind,
+        "text": source.splitlines()[change.line - 1].strip(),
+        "old": source[change.start : change.end],
+        "new": change.text,
+    }
+
+
+def again(root: Path, records: list[dict[str, str | int]]) -> list[Mutant]:
+    """The mutants of these records, as far as their lines still have the same text; a line that has
+    moved is the closest one."""
+    found = []
+    for wanted in records:
+        path = root / str(wanted["file"])
+        source = path.read_text() if path.exists() else ""
+        same = [
+            mutant
+            for mutant in (Mutant(str(wanted["file"]), change) for change in changes(source))
+            if record(source, mutant) | {"line": 0} == wanted | {"line": 0}
+        ]
+        if same:
+            found.append(min(same, key=lambda mutant: abs(mutant.change.line - int(wanted["line"]))))
+    return found
+
+
 def _one(source: str, possible: list[Change], chance: random.Random) -> Change | None:
     """One of a line's changes; none if Python takes none of them."""
     left = list(possible)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.mutants import choice
 from tests.mutants.changes import changes, is_program
-from tests.mutants.sample import draw, modules
+from tests.mutants.sample import Mutant, again, draw, modules, record
 from tests.mutants.trial import Copy, Outcome, Plan, Trial
 
 CHECKOUT = Path(__file__).parents[2]
@@ -93,6 +93,23 @@ def test_a_sample_is_the_seeds_and_has_its_part_of_each_module() -> None:
     assert len(set(places)) == 100 and places == sorted(places)
     rooms = {path.split("/")[1] for path, _ in places}
     assert rooms >= {"daemon", "formats", "front", "monitor", "sptlrpc", "system", "worker"}
+
+
+def test_survivors_are_found_again_where_they_have_moved(tmp_path: Path) -> None:
+    source = "if a:\n    b = 1\n    d()\nif c:\n    b = 1\n"
+    module = tmp_path / "lgss_keyring" / "module.py"
+    module.parent.mkdir()
+    module.write_text(source)
+    path = "lgss_keyring/module.py"
+    second = [change for change in changes(source) if (change.line, change.text) == (5, "2")]
+    records = [record(source, Mutant(path, change)) for change in second]
+    module.write_text("import d\n" + source)
+    (found,) = again(tmp_path, records)
+    assert (found.change.line, found.change.text) == (6, "2")
+    module.write_text(source.replace("b = 1", "b = 3"))
+    assert again(tmp_path, records) == []
+    module.unlink()
+    assert again(tmp_path, records) == []
 
 
 def test_modules_by_their_names() -> None:
