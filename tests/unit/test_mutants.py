@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import time
@@ -13,7 +14,8 @@ import pytest
 from tests.mutants import choice
 from tests.mutants.changes import changes, is_program
 from tests.mutants.sample import Mutant, again, draw, modules, record
-from tests.mutants.trial import Copy, Outcome, Plan, Trial
+from tests.mutants.trial import Copy, Outcome, Plan, Trial, remove_dead
+from tests.support import runs
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -235,6 +237,17 @@ def environment(pid: int) -> str:
         return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
     except OSError:
         return ""
+
+
+def test_what_a_killed_measurement_has_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left, live = tmp_path / f"lgss-m-{os.getpid()}-1-00000000-x", tmp_path / f"lgss-m-{runs.tag()}-x"
+    left.mkdir()
+    live.mkdir()
+    remove_dead()
+    assert not left.exists() and live.exists()
 
 
 def test_a_module_that_cannot_be_imported_is_noticed(copy: Copy) -> None:
