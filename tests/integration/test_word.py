@@ -86,7 +86,7 @@ def test_a_child_that_is_killed_before_its_word_is_answered_at_once(site: Site, 
     with site.upcalls(program=program) as upcalls:
         answer = root.ask(upcalls.name(), machine_callout())
         assert answer.error == errno.ENOMEM and pace.met(answer.blocked, 0.5)
-        (event,) = upcalls.log("LGSS_ERROR=")
+        (event,) = upcalls.failures()
         table.judge("resources", event["LGSS_ERRNO"], event["message"])
         assert "the process to serve it was killed" in event["message"]
 

@@ -174,7 +174,7 @@ class Upcalls:
         """A description for a key, matching the rule; new at each call without ``rest``."""
         return f"{self.tag}{next(_numbers) if rest is None else rest}"
 
-    def log(self, wanted: str = "", seconds: float = 2.0) -> list[dict[str, str]]:
+    def log(self, wanted: str = "", seconds: float = 5.0) -> list[dict[str, str]]:
         """The log's events as fields, the message under ``message`` and the level under
         ``level``; waits until a line contains ``wanted``."""
         end = time.monotonic() + seconds
@@ -184,6 +184,10 @@ class Upcalls:
                 # A line that is being written has no end yet.
                 return [_event(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
             time.sleep(0.005)
+
+    def failures(self) -> list[dict[str, str]]:
+        """The events that tell of failures, once there is one; others may have come before or between."""
+        return [event for event in self.log("LGSS_ERROR=") if "LGSS_ERROR" in event]
 
     def events(self, key: int, seconds: float = 5.0) -> list[dict[str, str]]:
         """The events of one key, once its last one is there: established or failed."""
