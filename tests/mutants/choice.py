@@ -60,7 +60,7 @@ INTEGRATION: dict[str, str] = {
     "worker/exiting": "exiting",
     "worker/identity": "attacks_users upcall_processes tracing namespaces",
     "worker/krb5_conf": "faults_of_krb5_conf",
-    "worker/monitor_connection": "upcall_processes attacks_users",
+    "worker/monitor_connection": "attacks_containers upcall_processes attacks_users",
     "worker/names": "faults_of_requests",
     "worker/namespaces": "namespaces attacks_containers exiting",
     "worker/sightings": "faults_of_services known_failures",
