@@ -88,6 +88,10 @@ test: setup ## every test (root, a real kernel and KDC)
 coverage: setup ## the lines of the package that no test reaches (twice as long as `test`; kept in build/coverage)
 	@$(BIN)/python -m tests.coverage_run
 
+.PHONY: mutants
+mutants: setup ## what the tests do not notice: N=200 small mistakes in the package (SEED=, MODULES='front monitor/turn'; AGAIN=1: the last survivors)
+	@$(BIN)/python -m tests.mutants $(if $(N),-n $(N)) $(if $(SEED),--seed $(SEED)) $(if $(AGAIN),--again) $(MODULES)
+
 check: lint test ## lint, types and every test
 
 bench: setup ## an upcall, with lgssd and without; the library (build/bench.json, build/bench.png; JSON=FILE)

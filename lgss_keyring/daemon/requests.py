@@ -56,13 +56,13 @@ def request_of(upcall: Upcall, peer: Peer) -> UpcallRequest:
 def handle(upcall: Upcall, peer: Peer, settings: Config) -> bytes:
     """The key payload (docs/protocol.md 7) that answers ``upcall``; an error becomes a failure payload."""
     started = time.monotonic()
-    # A new session keyring: the worker of an earlier request could have linked a keyring into the
-    # one that it shares with lgssd, and libkrb5 would look into that.
-    keyrings.leave_session()
     log = Log(settings.log.level, settings.log.file, started=started, folder=settings.krb5.ccache_directory)
     log.bind(uid=upcall.uid, requestor=peer.uid, target=f"{upcall.obd_name}@0x{upcall.nid:x}", mech="krb5")
     limit = settings.upcall.timeout
     try:
+        # A new session keyring: the worker of an earlier request could have linked a keyring into
+        # the one that it shares with lgssd, and libkrb5 would look into that.
+        keyrings.leave_session()
         request = request_of(upcall, peer)
         deadline = Deadline(started + limit, limit, "[upcall] timeout")
         answer = service.serve(request, settings, 0, deadline, log)

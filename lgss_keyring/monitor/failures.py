@@ -161,14 +161,15 @@ def _has_room(folder: str) -> bool:
     names = [each for each in os.listdir(folder) if each.startswith("failed-")]
     if len(names) < NOTES_LIMIT:
         return True
-    old = known_failure.now() - known_failure.LONGEST_LIFE
+    now = known_failure.now()
     gone = 0
     for each in names:
         try:
             until = float(known_failure.read(f"{folder}/{each}")[0].split(" ")[1])
         except (IndexError, ValueError):
             until = 0.0  # damaged, or removed just now
-        if until < old:
+        # A damaged note may also hold for ever (inf), or until nan, for which each comparison is false.
+        if not abs(until - now) <= known_failure.LONGEST_LIFE:
             os.unlink(f"{folder}/{each}")
             gone += 1
     return gone > 0

@@ -327,7 +327,7 @@ def _unlink_revoked(name: str, keyring: int) -> None:
     between our look and our unlinking.  An invalidated key is left to the collector: its name
     may be free, and used again, at any moment.
     """
-    wanted = f"{name}:".encode()
+    wanted = name.encode()
     with open("/proc/keys", "rb") as listed:
         for _ in range(limits.REVOKED_LOCK_TRIES):
             try:
@@ -338,7 +338,8 @@ def _unlink_revoked(name: str, keyring: int) -> None:
         # We go on without the lock: no process of ours holds it that long.
         for line in listed:
             fields = line.split(None, 8)
-            if len(fields) != 9 or not fields[8].startswith(wanted):
+            # The last field is the description, a colon and the size of the payload.
+            if len(fields) != 9 or fields[8].rpartition(b": ")[0] != wanted:
                 continue
             if b"R" in fields[1] and b"i" not in fields[1]:
                 serial = int(fields[0], 16)

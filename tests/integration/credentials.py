@@ -83,3 +83,8 @@ def private(site: Site) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of ``folder``, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -74,7 +74,7 @@ class Daemon:
 
     def close(self) -> None:
         self.process.terminate()
-        assert self.process.wait(5) == 0
+        assert self.process.wait(10) == 0
         assert self.process.stdout is not None
         self.process.stdout.close()
         assert not os.path.exists(self.path)

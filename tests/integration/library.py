@@ -128,14 +128,14 @@ def talking(site: Site, peer: Peer) -> Iterator[KeyringPolicy]:
         assert within(3, lambda: policy.alive == 0)
 
 
-def in_user(uid: int, work: Callable[[], Any], session: bool = True) -> Any:
+def in_user(uid: int, work: Callable[[], Any], session: bool = True, gid: int | None = None) -> Any:
     """What ``work`` gives (JSON), in a process of ``uid`` with a new session keyring."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             os.setgroups([])
-            os.setresgid(uid, uid, uid)
+            os.setresgid(*[uid if gid is None else gid] * 3)
             os.setresuid(uid, uid, uid)
             if session:
                 keyutils.join_session_keyring()

@@ -141,7 +141,7 @@ def test_container_names_no_process_of_this_host(site: Site, upcalls: Upcalls, o
         answer = ask_from_a_container(USER_UID, upcalls.name(), callout)
         if of_this_host:
             assert answer.error == errno.EACCES
-            (event,) = upcalls.log("LGSS_ERROR=")
+            (event,) = upcalls.failures()
             assert event["LGSS_ERROR"] == "namespace"
         else:
             # Its own mount namespace is entered, where it has the same tickets in this test.

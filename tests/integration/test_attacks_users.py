@@ -39,7 +39,7 @@ def test_worker_that_no_signal_ends_is_counted_as_long_as_it_is_there(site: Site
         assert within(3, lambda: not upcall_processes(site))
 
 
-FIRST, SUBORDINATES = 700_000, 40
+FIRST, SUBORDINATES = USER_UID * 1000, 40  # a range of 65536 for each run
 MOST = 16 * 3 + 12 * 2
 """Processes: three for each upcall at work, two for each that waits."""
 

@@ -23,7 +23,7 @@ from .waiting import upcall_processes, within, workers_in
 
 pytestmark = pytest.mark.vm
 
-UID = 61235
+UID = USER_UID + 1
 
 
 def mount_points() -> list[Path]:

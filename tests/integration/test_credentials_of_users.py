@@ -16,7 +16,7 @@ import pytest
 from lgss_keyring.worker.limits import CACHE_FILES
 from tests.support.realm import Realm
 from tests.support.requestor import Requestor
-from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
+from tests.support.site import STRANGER_UID, USER_UID, Site, Upcalls, machine_callout, user_callout
 
 from .answers import established, proven
 from .credentials import kinit, messages, with_default_cache
@@ -94,7 +94,7 @@ def test_files_that_are_not_taken(site: Site, upcalls: Upcalls, elsewhere: Calla
     stamp = time.monotonic_ns()
     extra = [Path(f"/tmp/krb5cc_{kind}.{stamp}") for kind in ("link", "fifo", "folder", "junk")]
     link, fifo, folder, junk = extra
-    elsewhere("krb5cc_foreign", uid=61999)
+    elsewhere("krb5cc_foreign", uid=STRANGER_UID)
     elsewhere("krb5cc_readonly", mode=0o400)
     elsewhere("ticket")
     try:
@@ -190,7 +190,7 @@ def test_files_of_others_hide_nothing(site: Site, upcalls: Upcalls, elsewhere: C
     try:
         for path in crowd:
             path.touch()
-            os.chown(path, 61999, 61999)
+            os.chown(path, STRANGER_UID, STRANGER_UID)
         own = elsewhere("krb5cc_login", folder=str(folder))
         with Requestor(USER_UID) as user:
             established(user.ask(upcalls.name(), user_callout()))
@@ -203,7 +203,7 @@ def test_files_of_others_hide_nothing(site: Site, upcalls: Upcalls, elsewhere: C
 
 def test_link_of_somebody_else_is_not_followed_to_the_default_cache(site: Site, upcalls: Upcalls) -> None:
     """It may lead to this user's file now, and to another by the time libkrb5 opens it."""
-    uid = 61391
+    uid = USER_UID + 157
     cache = site.realm.ccache_of(uid)
     cache.unlink(missing_ok=True)
     target = site.directory / "linked-ticket"
@@ -215,10 +215,9 @@ def test_link_of_somebody_else_is_not_followed_to_the_default_cache(site: Site, 
             for owner in (uid, 0):
                 os.lchown(cache, owner, owner)
                 established(user.ask(upcalls.name(), user_callout(uid)))
-            os.lchown(cache, 61392, 61392)
-            failed(
-                user.ask(upcalls.name(), user_callout(uid)), upcalls, errno.ENOKEY, "cache-unusable", "61392"
-            )
+            os.lchown(cache, STRANGER_UID, STRANGER_UID)
+            answer = user.ask(upcalls.name(), user_callout(uid))
+            failed(answer, upcalls, errno.ENOKEY, "cache-unusable", str(STRANGER_UID))
     finally:
         cache.unlink()
         target.unlink()

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.requestor import Requestor
-from tests.support.site import Site, Upcalls, user_callout
+from tests.support.site import STRANGER_UID, USER_UID, Site, Upcalls, user_callout
 
 from .answers import established
 from .credentials import kinit, with_default_cache
 from .failures import failed
 
-UID = 61391
+UID = USER_UID + 204
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def cache(site: Site) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("owner", "shown"), [(0, "root"), (61392, "uid 61392")])
+@pytest.mark.parametrize(("owner", "shown"), [(0, "root"), (STRANGER_UID, f"uid {STRANGER_UID}")])
 def test_cache_of_somebody_else(site: Site, upcalls: Upcalls, cache: Path, owner: int, shown: str) -> None:
     """As after a kinit with sudo. The user's contexts would be another's."""
     kinit(site, site.population.user_keytab, "alice", cache)
@@ -63,10 +63,10 @@ def test_folder_of_caches_that_another_has_made(site: Site) -> None:
     (folder / "tkt").chmod(0o644)
     (folder / "primary").write_text("tkt\n")
     for path in (folder, *folder.iterdir()):
-        os.chown(path, 61392, 61392)
+        os.chown(path, STRANGER_UID, STRANGER_UID)
     with site.upcalls(with_default_cache(site, f"DIR:{folder}")) as upcalls, Requestor(UID) as user:
         answer = user.ask(upcalls.name(), user_callout(UID))
-        message = failed(answer, upcalls, errno.ENOKEY, "cache-unusable", "belongs to uid 61392")
+        message = failed(answer, upcalls, errno.ENOKEY, "cache-unusable", f"belongs to uid {STRANGER_UID}")
         assert f"(rm -r {folder})" in message
     shutil.rmtree(folder)
 

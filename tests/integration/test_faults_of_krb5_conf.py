@@ -52,7 +52,7 @@ def test_mistake_in_krb5_conf(
 
 def test_krb5_conf_of_the_configuration_is_not_there(site: Site, root: Requestor, private: Path) -> None:
     settings = {"krb5": {"config": "/nonexistent/krb5.conf"}}
-    uid = 61395
+    uid = USER_UID + 161
     with site.upcalls(settings) as upcalls, Requestor(uid) as stranger:
         for answer in (
             stranger.ask(upcalls.name(), user_callout(uid)),

@@ -16,7 +16,7 @@ from tests.support import table
 from tests.support.requestor import Requestor
 from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
 
-from .failures import ANSWERED, callers, failed
+from .failures import ANSWERED, failed, note_caller
 from .kernel_log import kernel_log
 from .waiting import pace
 
@@ -39,7 +39,7 @@ def test_wrong_arguments(site: Site, user: Requestor, arguments: str, words: str
     with site.upcalls(arguments=arguments) as upcalls:
         answer = user.ask(upcalls.name(), user_callout())
         assert answer.error == errno.EINVAL
-        callers.append(answer.blocked)
+        note_caller(answer)
         (event,) = upcalls.log("LGSS_ERROR=bad-arguments")
     assert words in event["message"]
     assert event["LGSS_REQUESTOR"] == str(USER_UID)
@@ -52,7 +52,7 @@ def test_no_valid_serial(site: Site, user: Requestor, serial: str) -> None:
     with site.upcalls(arguments=f"%o {serial} %t %d %c %u %g %T %P %S") as upcalls:
         answer = user.ask(upcalls.name(), user_callout())
         assert answer.error == errno.ENOKEY
-        callers.append(answer.blocked)
+        note_caller(answer)
         (event,) = upcalls.log("LGSS_ERROR=bad-arguments")
     assert "serial" in event["message"] or "keyctl_assume_authority" in event["message"]
 
@@ -178,8 +178,8 @@ def test_bad_configuration(site: Site, user: Requestor, text: str, mode: int, wo
         answer = user.ask(upcalls.name(), user_callout())
         line = said(f"key {answer.key}: ")
     assert payload.unpack(answer.data) == payload.FailurePayload(errno.EINVAL, 0)
-    callers.append(answer.blocked)
-    assert answer.updated is not None and answer.updated < pace(ANSWERED)
+    note_caller(answer)
+    assert answer.updated is not None and pace.met(answer.updated, ANSWERED)
     if line:
         table.judge("config", "EINVAL", line)
         assert str(upcalls.config_file) in line and words in line and "defect" not in line

@@ -18,7 +18,7 @@ import pytest
 from lgss_keyring.formats import payload
 from tests.support import peers
 from tests.support.requestor import Requestor
-from tests.support.site import HOST, LOOPBACK_NID, Site, Upcalls, machine_callout, user_callout
+from tests.support.site import HOST, LOOPBACK_NID, USER_UID, Site, Upcalls, machine_callout, user_callout
 
 from .failures import ANSWERED, failed
 from .waiting import pace, within
@@ -171,14 +171,15 @@ def test_kdc_silent(site: Site, user: Requestor) -> None:
 
 
 def test_no_ticket(upcalls: Upcalls) -> None:
-    with Requestor(61399) as stranger:
-        answer = stranger.ask(upcalls.name(), user_callout(61399))
+    uid = USER_UID + 165
+    with Requestor(uid) as stranger:
+        answer = stranger.ask(upcalls.name(), user_callout(uid))
         message = failed(answer, upcalls, errno.ENOKEY, "no-ticket", "kinit")
-    assert "krb5cc_61399" in message and "uid 61399" in message
+    assert f"krb5cc_{uid}" in message and f"uid {uid}" in message
 
 
 def test_expired_ticket(site: Site, upcalls: Upcalls) -> None:
-    uid = 61398
+    uid = USER_UID + 164
     site.realm.kinit("alice", uid, uid, lifetime=1)
     time.sleep(2.1)
     with Requestor(uid) as late:
@@ -189,7 +190,7 @@ def test_expired_ticket(site: Site, upcalls: Upcalls) -> None:
 
 def test_unreadable_ticket(site: Site, upcalls: Upcalls) -> None:
     """Another's file where the user's cache should be: read as the user, so not at all."""
-    uid = 61397
+    uid = USER_UID + 203
     site.realm.kinit("alice", 0, 0)
     site.realm.ccache_of(0).rename(site.realm.ccache_of(uid))
     with Requestor(uid) as thief:

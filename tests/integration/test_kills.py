@@ -49,12 +49,15 @@ def has_line(upcalls: Upcalls) -> bool:
 def test_each_of_60_killed_upcalls_is_answered_and_each_failure_has_a_line(site: Site, ticket: int) -> None:
     """But for what docs/errors.md names: a front that is killed before it has forked leaves no
     line, and its child that is killed before it has forked no answer."""
-    chance = random.Random()
+    chance = random.Random(random.getrandbits(64))  # a run with the same seed chooses the same
     found: Counter[str] = Counter()
     with site.upcalls() as upcalls, Requestor(ticket) as requestor:
         whole = requestor.ask(upcalls.name(), user_callout()).updated
     assert whole is not None
-    for number in range(60):
+    for number in range(240):
+        # A busy machine may have ended most of them before they were killed.
+        if number >= 60 and sum(found.values()) > 20:
+            break
         is_machine = bool(number % 2)
         with site.upcalls() as upcalls, Requestor(0 if is_machine else ticket) as requestor:
             callout = machine_callout() if is_machine else user_callout()
@@ -62,14 +65,16 @@ def test_each_of_60_killed_upcalls_is_answered_and_each_failure_has_a_line(site:
             time.sleep(chance.random() * whole)
             processes = kill_one(site, chance)
             answer = requestor.result()
-            if not processes:
-                continue  # it was over, or not there yet
             result = outcome(answer)
             took = answer.blocked if answer.error else answer.updated
+            if not processes:
+                # It was over, or not there yet; and so long it takes just now.
+                whole = took or whole
+                continue
             if took is None:
                 assert not is_machine and processes in (1, 2), (number, processes, answer)
             else:
-                assert took < pace(ANSWERED), (number, processes, answer)
+                assert pace.met(took, ANSWERED), (number, processes, answer)
                 if result != "context" and not within(2, lambda upcalls=upcalls: has_line(upcalls)):
                     assert processes == 1 and answer.error, (number, processes, answer)
                     result += ", without a line"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.requestor import Answer, Requestor
-from tests.support.site import LOOPBACK_NID, Site, Upcalls, machine_callout, user_callout
+from tests.support.site import LOOPBACK_NID, USER_UID, Site, Upcalls, machine_callout, user_callout
 
 from .answers import established
 from .credentials import with_default_cache
@@ -21,7 +21,7 @@ from .waiting import upcall_processes, within
 
 pytestmark = pytest.mark.skipif("LGSS_VM" in os.environ, reason="lives of 2 s are too short for emulation")
 
-UID = 61331
+UID = USER_UID + 97
 
 
 def workers(upcalls: Upcalls) -> int:
@@ -167,16 +167,17 @@ def test_a_repair_is_noticed_at_once(site: Site, root: Requestor, tmp_path: Path
 
 @pytest.mark.timeout(120)
 def test_a_loop_of_the_kernels_without_a_keytab_costs_few_workers(site: Site, root: Requestor) -> None:
-    """At 0, 2, 6, 14 s: four in 20 s, and with 24, 34, 44 and 54 s eight in 60 s."""
+    """At 0, 2 and 6 s at the earliest: three in 6 s.  What follows (14, 24, 34 s) is judged with a clock
+    that can be set, in tests/unit/test_known_failure.py."""
     with site.upcalls({"krb5": {"keytab": "/nonexistent"}}) as upcalls:
-        end = time.monotonic() + 20
+        begun = time.monotonic()
         asked = 0
-        while time.monotonic() < end:
+        while workers(upcalls) < 3 and time.monotonic() < begun + 30:
             assert root.ask(upcalls.name(), machine_callout()).error == errno.ENOKEY
             asked += 1
-        found = workers(upcalls)
-        print(f"{asked} requests, {found} workers")
-        assert asked > 100 and 3 <= found <= 4
+        took = time.monotonic() - begun
+        print(f"{asked} requests in {took:.1f} s")
+        assert asked > 30 and 5.8 < took < 30
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"126 inf 2 keytab-missing\n*", b"126 9e99 2 x\n*\n"])

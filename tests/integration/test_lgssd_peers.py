@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import struct
 import sys
@@ -18,7 +19,7 @@ from lgss_keyring.daemon.peers import Peer as Connection
 from lgss_keyring.formats import payload, pipe
 from lgss_keyring.system.log import Log
 from tests.support import peers
-from tests.support.site import USER_UID, Site
+from tests.support.site import STRANGER_UID, USER_UID, Site
 
 from .lgssd_process import Daemon, upcall
 from .library import Peer, in_user
@@ -38,7 +39,7 @@ def test_records_of_the_wrong_size(daemon: Daemon) -> None:
 def test_one_user_cannot_take_all_workers(site: Site, daemon: Daemon) -> None:
     """What is too much waits in its sender's queue: nothing is refused, and others go ahead."""
     site.kinit()
-    site.kinit(61999)
+    site.kinit(STRANGER_UID)
     reader, writer = os.pipe()
 
     def flood() -> list[int]:
@@ -60,7 +61,7 @@ def test_one_user_cannot_take_all_workers(site: Site, daemon: Daemon) -> None:
         assert len(daemon.children()) == 16
         # Another user's request is taken at once; the KDC answers none of them.
         with daemon.connect() as other:
-            other.send(upcall(61999).pack())
+            other.send(upcall(STRANGER_UID).pack())
             assert within(1, lambda: len(daemon.children()) == 17)
     finally:
         site.realm.resume_kdc()
@@ -84,7 +85,7 @@ def test_refusals_cost_no_process_and_few_lines(site: Site, peer: Peer) -> None:
     daemon = Daemon(site, peer.port, level="info")
     try:
         before = forks_of_the_machine()
-        uid = 61350 + os.getpid() % 100  # its lines are counted for 10 s: not those of another test
+        uid = USER_UID + 300 + os.getpid() % 100  # its lines are counted for 10 s: not those of another test
         assert in_user(uid, ask) == [errno.EACCES] * 100
         assert forks_of_the_machine() - before < 50
         lines = daemon.log_file.read_text().splitlines()
@@ -151,9 +152,12 @@ def seqpacket_pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
+LINGER = 20
+
+
 def lingering_record(connection: socket.socket) -> tuple[socket.socket, bool]:
-    """Send a descriptor whose last reference takes 20 s to drop; False if it was refused."""
-    sender, sink = peers.lingering(20)
+    """Send a descriptor whose last reference takes LINGER s to drop; False if it was refused."""
+    sender, sink = peers.lingering(LINGER)
     try:
         socket.send_fds(connection, [b"abc"], [sender.fileno()])
         sent = True
@@ -177,21 +181,27 @@ def test_linger_of_one_peer_holds_up_nobody(
     uid = USER_UID
     site.kinit(uid)
     try:
-        os.seteuid(uid)
+        # Else it could drop the connection and its descriptors before we have sent both and closed
+        # our own: the last reference would be ours, and it is we who would linger.
+        os.kill(daemon.pid, signal.SIGSTOP)
         try:
-            hostile = daemon.connect()
+            os.seteuid(uid)
+            try:
+                hostile = daemon.connect()
+            finally:
+                os.seteuid(0)
+            for _ in range(2):
+                sink, sent = lingering_record(hostile)
+                sinks.append(sink)
+                assert sent or kernel == "this"
+            if then == "goes":
+                hostile.close()
         finally:
-            os.seteuid(0)
-        for _ in range(2):
-            sink, sent = lingering_record(hostile)
-            sinks.append(sink)
-            assert sent or kernel == "this"
-        if then == "goes":
-            hostile.close()
+            os.kill(daemon.pid, signal.SIGCONT)
         started = time.monotonic()
         for _ in range(3):
             assert isinstance(daemon.ask(upcall().pack())[1], payload.ContextPayload)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < LINGER / 2
         if then == "stays":
             if sent:
                 with pytest.raises(ConnectionResetError):
@@ -203,7 +213,7 @@ def test_linger_of_one_peer_holds_up_nobody(
         daemon.close()
         for sink in sinks:
             sink.close()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < LINGER / 2
 
 
 OLD_KERNEL = [

@@ -21,10 +21,10 @@ from lgss_keyring.system import processes
 from lgss_keyring.worker import namespaces
 from tests.support import peers
 from tests.support.requestor import Requestor
-from tests.support.site import USER_UID, Site, Upcalls, machine_callout, user_callout
+from tests.support.site import STRANGER_UID, USER_UID, Site, Upcalls, machine_callout, user_callout
 
 from .answers import established, proven
-from .credentials import initiator, kinit
+from .credentials import contents, initiator, kinit
 from .failures import failed
 from .waiting import pace, root_processes, upcall_processes, within, workers_in
 
@@ -144,16 +144,16 @@ def test_thread_stands_for_its_process(upcalls: Upcalls, contained: int) -> None
 
 
 def test_pid_of_another_user(upcalls: Upcalls, user: Requestor, hidden: str) -> None:
-    for stranger in (61999, 0):
+    for stranger in (STRANGER_UID, 0):
         with process("--mount", uid=0, then_as=stranger) as pid:
             answer = user.ask(upcalls.name(), user_callout(pid=pid))
             failed(answer, upcalls, errno.EACCES, "namespace", f"it is of uid {stranger}, not {USER_UID}")
 
 
 def test_pid_of_another_user_in_our_namespaces(upcalls: Upcalls, user: Requestor) -> None:
-    with process(uid=0, then_as=61999) as pid:
+    with process(uid=0, then_as=STRANGER_UID) as pid:
         answer = user.ask(upcalls.name(), user_callout(pid=pid))
-        failed(answer, upcalls, errno.EACCES, "namespace", "it is of uid 61999")
+        failed(answer, upcalls, errno.EACCES, "namespace", f"it is of uid {STRANGER_UID}")
     # A service of root's that works for the user: there is nothing to enter.
     established(user.ask(upcalls.name(), user_callout(pid=os.getpid())))
 
@@ -246,30 +246,24 @@ def test_what_a_worker_in_a_container_started_ends_with_it(
 ) -> None:
     """tests/unit shows what a pid namespace does; here that there is one for each of them,
     and that lives no longer than the negotiation."""
-    before = pid_namespaces()
     with Requestor(USER_UID) as user:
         for _ in range(2):
             user.start(upcalls.name(), user_callout(pid=contained))
             deadline = time.monotonic() + pace(3)
-            while time.monotonic() < deadline and not (found := pid_namespaces() - before):
+            while time.monotonic() < deadline and not (found := pid_namespaces(site)):
                 time.sleep(0.0005)
             assert len(found) == 1
             established(user.result())
-            assert within(3, lambda: not pid_namespaces() - before)
+            assert within(3, lambda: not pid_namespaces(site))
 
 
-def pid_namespaces() -> set[int]:
-    """Those that processes live in."""
+def pid_namespaces(site: Site) -> set[int]:
+    """Those that the upcalls' processes live in, but for ours: other runs have containers, too."""
     found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                # Not zombies, which wait for init.
-                if processes.state((entry / "stat").read_bytes()) != b"Z":
-                    found.add(os.stat(entry / "ns/pid").st_ino)
-            except OSError:
-                pass
-    return found
+    for pid in upcall_processes(site):
+        with contextlib.suppress(OSError):
+            found.add(os.stat(f"/proc/{pid}/ns/pid").st_ino)
+    return found - {os.stat("/proc/self/ns/pid").st_ino}
 
 
 def test_containers_can_be_refused(site: Site, upcalls: Upcalls, contained: int, root: Requestor) -> None:
@@ -302,16 +296,22 @@ def settings(keytab: Path) -> dict[str, dict[str, str]]:
     return {"krb5": {"keytab": str(keytab)}}
 
 
-def test_machine_credential_of_a_container(site: Site, upcalls: Upcalls, root: Requestor) -> None:
-    """Its keytab alone; no cache of the host's, though one is there."""
+def test_machine_credential_of_a_container(
+    site: Site, upcalls: Upcalls, root: Requestor, root_cache: Path
+) -> None:
+    """Its keytab alone; no cache of the host's, though there are two, and nothing is put there."""
     established(root.ask(upcalls.name(), machine_callout()))
     keytab = site.population.machine_keytab
+    kinit(site, keytab, "lustre_root/localhost", root_cache)
+    before = contents(site.directory / "machine")
+    assert len(before) > 1
     other = site.directory / "container.keytab"
     site.realm.add_principal("lustre_root")
     site.realm.extract_keytab(other, "lustre_root")
     with process("--mount", script=f"mount --bind {other} {keytab}", uid=0) as pid:
         answer = root.ask(upcalls.name(), machine_callout(pid=pid))
         assert initiator(upcalls, answer) == "lustre_root"
+        assert contents(site.directory / "machine") == before
         assert initiator(upcalls, root.ask(upcalls.name(), machine_callout())) == "lustre_root/localhost"
     other.unlink()
 

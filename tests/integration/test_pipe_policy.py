@@ -13,15 +13,16 @@ import pytest
 from lgss_keyring import sptlrpc
 from lgss_keyring.formats import payload, pipe
 from lgss_keyring.formats.errors import LgssError
-from tests.support.site import USER_UID, Site
+from tests.support.site import STRANGER_UID, USER_UID, Site
 
 from .lgssd_process import TARGET, Daemon, upcall
 from .library import Peer, in_user
+from .waiting import pace
 
 
 def test_policy_after_fork(site: Site, daemon: Daemon) -> None:
     """The child has a connection of its own: on one they would take each other's answers."""
-    for uid in (USER_UID, 61999):
+    for uid in (USER_UID, STRANGER_UID):
         site.kinit(uid)
     with sptlrpc.create_policy("pipe", path=daemon.path) as policy, policy.create_sec(TARGET, "krb5i") as sec:
         sec.release_ctx(sec.lookup_ctx(USER_UID).refresh(10))
@@ -29,7 +30,7 @@ def test_policy_after_fork(site: Site, daemon: Daemon) -> None:
         def child() -> list[str]:
             found = []
             for _ in range(3):
-                with sec.lookup_ctx(61999) as context:
+                with sec.lookup_ctx(STRANGER_UID) as context:
                     found.append(context.refresh(10).handle.hex())
                     context.die()
             return found
@@ -61,7 +62,7 @@ def test_full_house(site: Site, daemon: Daemon) -> None:
 
     site.kinit()
     try:
-        for uid in range(62000, 62009):  # 288
+        for uid in range(USER_UID + 766, USER_UID + 775):  # 288
             connect(uid)
         assert isinstance(daemon.ask(upcall().pack())[1], payload.ContextPayload)
         assert idle[0].recv(1) == b""
@@ -134,7 +135,7 @@ def test_answer_that_does_not_come(site: Site) -> None:
                 started = time.monotonic()
                 with pytest.raises(LgssError, match=r"no answer from lgssd within 0.5 s") as caught:
                     context.refresh(5)
-                assert caught.value.errno == errno.ETIMEDOUT and time.monotonic() - started < 1.5
+                assert caught.value.errno == errno.ETIMEDOUT and pace.met(time.monotonic() - started, 1.5)
     finally:
         listener.close()
         os.unlink(path)

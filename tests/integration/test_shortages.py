@@ -8,14 +8,14 @@ from collections import Counter
 from pathlib import Path
 
 from lgss_keyring.formats import payload
-from tests.support import table
+from tests.support import load, table
 from tests.support.requestor import Answer, Requestor
-from tests.support.site import Site, Upcalls, user_callout
+from tests.support.site import USER_UID, Site, Upcalls, user_callout
 
 from .answers import established
 from .waiting import pace, upcall_processes, within
 
-FIRST_UID = 61340
+FIRST_UID = USER_UID + 400
 MOST_BYTES = Path("/proc/sys/kernel/keys/maxbytes")
 
 
@@ -53,7 +53,7 @@ def test_a_full_quota_of_bytes_is_answered_at_once(site: Site, upcalls: Upcalls)
     for number, left in enumerate(range(100, 460, 15)):
         uid = FIRST_UID + number
         site.kinit(uid)
-        with Requestor(uid) as user:
+        with load.steady_quota(), Requestor(uid) as user:
             fill(user, uid, left, site.directory)
             answer = user.ask(upcalls.name(), user_callout(uid), wait=pace(3))
         result = outcome(answer)

@@ -86,14 +86,25 @@ def reach(work: Callable[[], object]) -> None:
     assert not failures, failures
 
 
-def test_revoked_key_does_not_block_its_name(sec: SecurityObject) -> None:
-    """It answers EKEYREVOKED without an upcall as long as it is linked (docs/protocol.md 10)."""
-    with sec.lookup_ctx() as context:
-        context.refresh(10)
-        reach(lambda: keyutils.revoke(context.key))
-        with sec.lookup_ctx() as other:
-            other.refresh(10)
-            assert other.key != context.key and context.state is State.DEAD
+def test_revoked_key_does_not_block_its_name(site: Site, upcalls: Upcalls) -> None:
+    """It answers EKEYREVOKED without an upcall (docs/protocol.md 10), unless another keyring of the
+    process has no key of that name. After a login all lead to @u: the session keyring does, too."""
+    site.kinit(USER_UID)
+
+    def work() -> list[Any]:
+        keyutils.link(keyutils.KEY_SPEC_USER_KEYRING, keyutils.KEY_SPEC_SESSION_KEYRING)
+        with policy_of(upcalls) as policy, policy.create_sec(TARGET, "krb5p") as sec:
+            with sec.lookup_ctx() as context:
+                context.refresh(10)
+                keyutils.revoke(context.key)
+                name = policy.description(context).encode()
+                with pytest.raises(keyutils.Error) as caught:
+                    keyutils.request_key(b"user", name, None, 0)
+                with sec.lookup_ctx() as other:
+                    other.refresh(10)
+                    return [caught.value.errno, other.key != context.key, context.state.value]
+
+    assert in_user(USER_UID, work) == [errno.EKEYREVOKED, True, "dead"]
 
 
 def test_cleanup_never_hits_a_successor(policy: KeyringPolicy, upcalls: Upcalls) -> None:
@@ -158,10 +169,10 @@ def test_all_sessions_of_a_user_share_one_key(site: Site, upcalls: Upcalls, uid:
 @pytest.mark.parametrize("root_flags", ["r", ""])
 @pytest.mark.parametrize("revoked", [False, True])
 def test_keys_that_another_user_has_planted(
-    site: Site, upcalls: Upcalls, root_flags: str, revoked: bool
+    upcalls: Upcalls, root_cache: Path, root_flags: str, revoked: bool
 ) -> None:
     """After su(1) root's session keyring is often the user's, with keys of that user's choice."""
-    user = 61381
+    user = USER_UID + 147
 
     def work() -> list[Any]:
         with policy_of(upcalls) as policy:

@@ -33,7 +33,7 @@ def test_user_with_a_ticket(site: Site, upcalls: Upcalls, user: Requestor) -> No
     assert done["LGSS_KEY"] == str(answer.key) and done["LGSS_UID"] == str(USER_UID)
     assert done["LGSS_INITIATOR"].startswith("alice@") and done["level"] == "info"
     assert "lgss-MDT0000-mdc" in done["LGSS_TARGET"]
-    assert answer.blocked < pace(0.1)
+    assert pace.met(answer.blocked, 0.1)
 
 
 def test_root_with_the_keytab(site: Site, upcalls: Upcalls, root: Requestor) -> None:
@@ -41,7 +41,19 @@ def test_root_with_the_keytab(site: Site, upcalls: Upcalls, root: Requestor) -> 
     proven(site, answer)
     done = upcalls.log("LGSS_STEP=updated")[-1]
     assert done["LGSS_INITIATOR"].startswith("lustre_root/localhost@")
-    assert answer.blocked < pace(0.1)
+    assert pace.met(answer.blocked, 0.1)
+
+
+@pytest.mark.parametrize("claimed", [0, 61777])
+def test_group_that_a_user_claims_is_not_taken(
+    site: Site, upcalls: Upcalls, ticket: int, claimed: int
+) -> None:
+    """A user who has no passwd entry works with the gid that the kernel tells, not the callout's."""
+    gid = 61778
+    with Requestor(ticket, gid) as user:
+        answer = user.ask(upcalls.name(), user_callout(gid=claimed))
+        proven(site, answer)
+    assert any(f"working as uid {ticket}, gid {gid}" in e["message"] for e in upcalls.events(answer.key))
 
 
 def test_root_asks_for_a_user(site: Site, upcalls: Upcalls, root: Requestor, ticket: int) -> None:
@@ -54,7 +66,8 @@ def test_second_request_finds_the_key_without_an_upcall(upcalls: Upcalls, user: 
     events = len(upcalls.log("LGSS_STEP=updated"))
     second = user.ask(name, user_callout())
     assert second.key == first.key and second.payload == first.payload
-    assert second.blocked < first.blocked / 3
+    # The shortest: on a busy machine each may be stretched.
+    assert min(user.ask(name, user_callout()).blocked for _ in range(5)) < first.blocked / 3
     time.sleep(pace(0.1))
     assert len(upcalls.log()) == events
 
@@ -219,7 +232,11 @@ def test_requestors_keyrings_are_out_of_the_machines_reach(
         def ask(callout: str) -> None:
             key = root.ask(upcalls.name(), callout, wait=0).key
             assert within(
-                3, lambda: sum("getting a ticket" in e["message"] for e in upcalls.log()) > len(links)
+                3,
+                lambda: any(
+                    e.get("LGSS_KEY") == str(key) and "getting a ticket" in e["message"]
+                    for e in upcalls.log()
+                ),
             )
             (ring,) = [x for x in Path("/proc/keys").read_text().splitlines() if f" _req.{key}: " in x]
             links.append(int(ring.rpartition(": ")[2]))

@@ -15,15 +15,23 @@ from pathlib import Path
 from lgss_keyring.front import keyctl
 from tests.support import keyutils
 from tests.support.requestor import PLACEHOLDER, Requestor
-from tests.support.site import Upcalls, machine_callout, user_callout
+from tests.support.site import USER_UID, Upcalls, machine_callout, user_callout
 
 QUOTA = Path("/proc/sys/kernel/keys")
 REQUESTORS = 10
 STORM_PROCESSES = 8
 ATTACKER = 200_000 + os.getpid()
 """The uid of attacks.  It is this run's own: the slots of a uid are the machine's."""
-OTHER_UID = 61251
+OTHER_UID = USER_UID + 17
 """Another user, who suffers from the attack."""
+
+
+@contextlib.contextmanager
+def steady_quota() -> Iterator[None]:
+    """Let nobody change the quota of keys meanwhile."""
+    with open(QUOTA / "maxkeys", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
 
 
 @contextlib.contextmanager

@@ -62,16 +62,16 @@ names = st.text(
     st.builds(
         Callout,
         secid=st.integers(-(2**31), 2**31 - 1),
-        mechanism=st.sampled_from(callout.MECHANISMS),
-        uid=st.integers(0, callout.ID_MAX),
-        gid=st.integers(0, callout.ID_MAX),
+        mechanism=st.sampled_from(["krb5", "gssnull", "sk"]),
+        uid=st.integers(0, 4294967294),
+        gid=st.integers(0, 4294967294),
         flags=st.sampled_from(["", "r", "m", "o", "rm", "ro", "mo", "rmo"]),
         service_type=st.sampled_from("naip-"),
         lustre_service=st.integers(0, 2),
-        target_nid=st.integers(0, callout.NID_MAX),
+        target_nid=st.integers(0, 2**64 - 1),
         obd_name=names,
-        self_nid=st.integers(0, callout.NID_MAX),
-        pid=st.integers(0, callout.INT_MAX),
+        self_nid=st.integers(0, 2**64 - 1),
+        pid=st.integers(0, 2**31 - 1),
         client_uuid=st.none() | names,
     )
 )
@@ -88,7 +88,14 @@ def test_any_text_is_a_callout_or_a_request_error(text: str) -> None:
         assert len(error.reason) < 200 and error.reason.isprintable()
 
 
-@given(st.integers(0, 11), st.text(max_size=30))
+# Both sides of each bound, among them -1 as an id of 32 bits (docs/protocol.md 2).
+EDGES = [edge + step for edge in (0, 2, 2**31, 2**32 - 1, 2**64) for step in (-1, 0, 1)]
+NUMBERS = st.sampled_from([*EDGES, -(2**31), -(2**31) - 1]).flatmap(
+    lambda number: st.sampled_from([str(number), f"{number:#x}", f"{number:#X}"])
+)
+
+
+@given(st.integers(0, 11), st.text(max_size=30) | NUMBERS)
 def test_any_field_is_checked(index: int, text: str) -> None:
     fields = GOOD.split(":")
     fields[index] = text
@@ -96,14 +103,65 @@ def test_any_field_is_checked(index: int, text: str) -> None:
         parsed = parse_callout(":".join(fields))
     except RequestError:
         return
-    assert 0 <= parsed.uid <= callout.ID_MAX and 0 <= parsed.target_nid <= callout.NID_MAX
-    assert len(parsed.obd_name) <= 63 and set(parsed.flags) <= set("rmo")
+    assert 0 <= parsed.uid < 2**32 - 1 and 0 <= parsed.gid < 2**32 - 1
+    assert 0 <= parsed.target_nid < 2**64 and 0 <= parsed.self_nid < 2**64
+    assert -(2**31) <= parsed.secid < 2**31 and 0 <= parsed.pid < 2**31
+    assert 0 <= parsed.lustre_service <= 2 and parsed.mechanism in ("krb5", "gssnull", "sk")
+    assert 1 <= len(parsed.obd_name) <= 127 and set(parsed.flags) <= set("rmo")
 
 
 @pytest.mark.parametrize("number", ["", "x", "0x", "+1", "1 ", "1_0", "1e3", "0b1", "--1", "0x1g", "1" * 21])
 def test_numbers_are_strict(number: str) -> None:
     with pytest.raises(RequestError, match="uid"):
         parse_callout(GOOD.replace(":1000:", f":{number}:"))
+
+
+@pytest.mark.parametrize(
+    ("at", "low", "high"),
+    [
+        (0, -2147483648, 2147483647),
+        (2, 0, 4294967294),
+        (3, 0, 4294967294),
+        (6, 0, 2),
+        (7, 0, 18446744073709551615),
+        (9, 0, 18446744073709551615),
+        (10, 0, 2147483647),
+    ],
+)
+def test_numbers_of_callout_info_have_these_bounds(at: int, low: int, high: int) -> None:
+    def parsed(number: int) -> int:
+        fields = GOOD.split(":")
+        fields[at] = str(number)
+        return int(getattr(parse_callout(":".join(fields)), Callout._fields[at]))
+
+    assert (parsed(low), parsed(high)) == (low, high)
+    for number in (low - 1, high + 1):
+        with pytest.raises(RequestError, match=r"out of range|not a number"):
+            parsed(number)
+
+
+@pytest.mark.parametrize(
+    ("at", "low", "high"),
+    [
+        (1, 1, 2147483647),
+        (5, 0, 4294967294),
+        (6, 0, 4294967294),
+        (7, 0, 2147483647),
+        (8, 0, 2147483647),
+        (9, 0, 2147483647),
+    ],
+)
+def test_numbers_of_arguments_have_these_bounds(at: int, low: int, high: int) -> None:
+    def parse(number: int) -> None:
+        arguments = ["create", "5", "user", "lgss:x", GOOD, "0", "0", "0", "0", "0"]
+        arguments[at] = str(number)
+        parse_request(arguments)
+
+    parse(low)
+    parse(high)
+    for number in (low - 1, high + 1):
+        with pytest.raises(RequestError, match=r"out of range|not a number"):
+            parse(number)
 
 
 def test_minus_one_is_no_uid() -> None:

@@ -81,18 +81,21 @@ class Still(Policy):
 
     def __init__(self, begin: Callable[[Context], object] = lambda context: context.instantiated()) -> None:
         self.begin = begin
+        self.key_error = 0
+        self.retired: list[Context] = []
+        self.destroyed: list[Context] = []
 
     def start(self, context: Context) -> None:
         self.begin(context)
 
     def check(self, context: Context) -> int:
-        return 0
+        return self.key_error
 
     def retire(self, context: Context) -> None:
-        pass
+        self.retired.append(context)
 
     def destroy(self, context: Context) -> None:
-        pass
+        self.destroyed.append(context)
 
     def display(self, context: Context) -> str:
         return ""
@@ -148,6 +151,69 @@ def test_policy_that_cannot_start_leaves_nobody_waiting() -> None:
     assert not sec.contexts
     policy.begin = lambda context: context.established(ANSWER)
     in_time(lambda: sec.lookup_ctx(5).refresh(1))
+
+
+def test_context_that_fails_while_another_look_up_waits_for_it() -> None:
+    """Both raise, and neither leaves a reference."""
+    errors: list[LgssError] = []
+
+    def look_up() -> None:
+        with pytest.raises(LgssError) as caught:
+            sec.lookup_ctx(5)
+        errors.append(caught.value)
+
+    other = threading.Thread(target=look_up)
+
+    def fail(context: Context) -> None:
+        other.start()
+        end = time.monotonic() + 60
+        while context.references < 3:  # the cache's, the first one's and the other one's
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        raise LgssError("no such thing", errno=errno.EIO)
+
+    policy = Still(fail)
+    sec = policy.sec()
+    look_up()
+    other.join(60)
+    assert [(error.errno, error.reason) for error in errors] == [(errno.EIO, "no such thing")] * 2
+    assert [each.references for each in policy.destroyed] == [0]
+
+
+def test_each_look_up_has_a_reference() -> None:
+    policy = Still()
+    sec = policy.sec()
+    found = [sec.lookup_ctx(5) for _ in range(3)]
+    assert found == [found[0]] * 3 and found[0].references == 4  # one is the cache's
+    for context in found:
+        sec.release_ctx(context)
+    assert found[0].references == 1 and policy.destroyed == []
+
+
+def test_look_up_gives_the_reference_of_a_dead_context_back() -> None:
+    policy = Still(lambda context: context.instantiated(77))
+    sec = policy.sec()
+    dead = sec.lookup_ctx(5)
+    policy.key_error = errno.ENOKEY
+    with sec.lookup_ctx(5) as successor:
+        assert successor is not dead and dead.state is State.DEAD
+        assert dead.references == 1 and policy.destroyed == []
+        sec.release_ctx(dead)
+        assert policy.destroyed == [dead]
+
+
+def test_context_leaves_the_cache_once() -> None:
+    """A second time would end a key that it has no more, and drop a reference of somebody's."""
+    policy = Still()
+    sec = policy.sec()
+    context = sec.lookup_ctx(5)
+    sec.uncache(context)
+    with sec.lookup_ctx(5) as successor:
+        sec.uncache(context)
+        assert policy.retired == [context] and context.references == 1
+        assert sec.contexts == {(5, 0): successor}
+    sec.release_ctx(context)
+    assert policy.destroyed == [context]
 
 
 def test_threads_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

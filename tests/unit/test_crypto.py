@@ -135,7 +135,7 @@ def test_wrap_tokens_off_the_wire(vector: dict[str, Any]) -> None:
     assert padded.hex() == vector["padded_message"]
 
 
-ENCTYPES = st.sampled_from(sorted(KEY_SIZES))
+ENCTYPES = st.sampled_from([17, 18, 19, 20])
 
 
 @given(ENCTYPES, st.binary(max_size=300), st.binary(max_size=50), st.integers(0, 2**64 - 1), st.booleans())

@@ -25,13 +25,56 @@ def test_kinds_are_named_by_their_constants() -> None:
         assert not literal.search(source.read_text()), source
 
 
+def plain(lines: list[str]) -> str:
+    """The text of lines of a man page, without macros, in one line."""
+    texts = []
+    for line in lines:
+        macro, _, rest = line.partition(" ")
+        if macro.startswith("."):
+            words = [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|(\S+)', rest)]
+            # Macros of two letters change the font from word to word, without spaces.
+            line = ("" if len(macro) == 3 else " ").join(words)
+        texts.append(line.replace("\\", ""))
+    return " ".join(texts)
+
+
+def man_page() -> dict[str, dict[str, str]]:
+    """The entries of lgss_keyring.toml(5): their texts by section and setting."""
+    sections: dict[str, dict[str, str]] = {}
+    part = (CHECKOUT / "man/lgss_keyring.toml.5").read_text().partition("\n.SH EXAMPLE\n")[0]
+    for section in part.split("\n.SS ")[1:]:
+        heading, *entries = section.split("\n.TP\n.B ")
+        sections[heading.splitlines()[0]] = {
+            entry.splitlines()[0]: plain(entry.splitlines()[1:]) for entry in entries
+        }
+    return sections
+
+
+def written(section: str, name: str, default: object) -> str:
+    """A pattern for ``default`` as the man page has it."""
+    if default == "":
+        return "default empty"
+    if (section, name) == ("rpcsec_gss", "program"):
+        return f"default {default:#x}\\b"
+    value = re.escape(str(default).lower() if isinstance(default, bool) else str(default))
+    return rf"\bdefault {value}(?![\w/]|\.\w)|(?<![\w/]){value} \(default\)"
+
+
 def test_every_setting_is_in_the_man_page() -> None:
-    page = (CHECKOUT / "man/lgss_keyring.toml.5").read_text().replace("\\", "")
-    for section in (*config.SECTIONS, "hosts"):
-        assert f"[{section}]" in page
-    for record in config.SECTIONS.values():
-        for name in record._fields:
-            assert name in page, name
+    page = man_page()
+    assert set(page) == {f"[{section}]" for section in (*config.SECTIONS, "hosts")}
+    assert not page["[hosts]"]  # its keys are the site's
+    for section, record in config.SECTIONS.items():
+        entries = page[f"[{section}]"]
+        assert set(entries) == set(record._fields), section
+        for name, text in entries.items():
+            default, allowed = getattr(record, name), record.allowed.get(name)
+            assert re.search(written(section, name, default), text, re.IGNORECASE), (section, name, text)
+            if isinstance(allowed, range):
+                assert f"{allowed[0]} to {allowed[-1]}" in text, (section, name, text)
+            words = allowed if isinstance(allowed, tuple) else ()
+            words = ("true", "false") if isinstance(default, bool) else words
+            assert not [word for word in words if not re.search(rf"\b{word}\b", text)], (section, name, text)
 
 
 def test_every_row_of_errors_md_is_whole() -> None:

@@ -34,6 +34,29 @@ def test_beside_the_friendly_layer() -> None:
     run("import gssapi\n" + WORKS + "assert gssapi.raw.names is g.names and gssapi.Name")
 
 
+# Each with what it asks for first.
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import gssapi; assert gssapi.raw.InquireContextResult and gssapi.SecurityContext",
+        "import gssapi.raw as gss; assert gss.InquireContextResult and gss.names is g.names",
+        "from gssapi.raw import ext_dce; from gssapi import *; assert SecurityContext",
+        "from gssapi.raw import *; assert InquireContextResult",
+        "import krb5; assert krb5.string_to_enctype and krb5.Principal is k.Principal",
+        "from krb5 import *; assert string_to_enctype",
+    ],
+)
+def test_before_the_friendly_layer(code: str) -> None:
+    """Another part of the program may want what we have left out."""
+    lean = "import lgss_keyring.worker.krb5_library as k, sys\nassert 'gssapi.creds' not in sys.modules\n"
+    run(f"{WORKS}{lean}{code}\n{WORKS}")
+
+
+def test_tools_that_look_through_the_modules_load_nothing() -> None:
+    look = "import sys\nfor module in list(sys.modules.values()): hasattr(module, '__wrapped__')\n"
+    run(f"{WORKS}{look}assert 'gssapi.creds' not in sys.modules")
+
+
 @pytest.mark.parametrize("broken", ["raw.names", "raw.ext_krb5"])
 def test_plain_import_where_the_lean_one_fails(broken: str) -> None:
     """As if a future release needed what its packages' __init__ does."""

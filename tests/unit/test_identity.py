@@ -6,12 +6,16 @@ import ctypes
 import errno
 import functools
 import os
+import pwd
 import socket
+import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from lgss_keyring.formats.callout import parse_request
 from lgss_keyring.formats.errors import ConfigError, LgssError
 from lgss_keyring.worker import identity, work
 from lgss_keyring.worker.monitor_connection import MonitorConnection
@@ -150,3 +154,109 @@ def test_file_about_names_that_cannot_be_read_is_told_of(monkeypatch: pytest.Mon
             work._check_names_file(connection, inside=False)
         work._check_names_file(connection, inside=True)
         assert b"that mount namespace decides" in ours.recv(1000)
+
+
+@pytest.mark.parametrize(
+    ("requestor", "claimed_gid", "taken"),
+    [
+        ((UID, 71), 0, 71),  # who asks for itself writes the callout, too
+        ((UID, 71), 72, 71),
+        ((UID, UID), 0, UID),
+        ((0, 0), 72, 72),
+        ((0, 0), 0, identity.NOGROUP),
+        ((0, 71), 0, identity.NOGROUP),
+    ],
+)
+def test_group_of_a_user_without_a_passwd_entry(
+    monkeypatch: pytest.MonkeyPatch, requestor: tuple[int, int], claimed_gid: int, taken: int
+) -> None:
+    def no_entry(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    info = f"0:krb5:{UID}:{claimed_gid}::-:1:0x20000c0a80105:lustre-MDT0000-mdc:0x20000c0a80106:0"
+    ids = [str(number) for number in requestor]
+    request = parse_request(["create", "5", "lgssc", "x", info, *ids, "0", "0", "0"])
+    assert work.primary_group(request) == (taken, False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: types.SimpleNamespace(pw_gid=73))
+    assert work.primary_group(request) == (73, True)
+
+
+def orphan(work: Callable[[int], object]) -> str:
+    """What ``work`` gives in a process whose parent, the pid that it is called with, has ended; empty
+    if it ends without giving anything."""
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        own = os.getpid()
+        try:
+            if os.fork() == 0:
+                while os.getppid() == own:
+                    time.sleep(0.001)
+                os.write(writer, str(work(own)).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(parent, 0)
+    with os.fdopen(reader) as pipe:
+        return pipe.read()
+
+
+def test_a_worker_whose_parent_is_gone_ends() -> None:
+    """No signal comes any more from a parent that ended before the worker asked for one."""
+    assert orphan(lambda parent: "goes on") == "goes on"
+    assert orphan(identity.die_with) == ""
+    assert in_child(lambda: identity.die_with(os.getppid())) == "None"
+
+
+class FakeLibc:
+    """Remembers the calls and lets some of them fail with EPERM."""
+
+    def __init__(self, *failing: str) -> None:
+        self.calls: list[str] = []
+        self._failing = failing
+
+    def _call(self, name: str) -> int:
+        self.calls.append(name)
+        ctypes.set_errno(errno.EPERM if name in self._failing else 0)
+        return -1 if name in self._failing else 0
+
+    def unshare(self, kind: ctypes.c_int) -> int:
+        return self._call("unshare")
+
+    def setns(self, descriptor: ctypes.c_int, kind: ctypes.c_int) -> int:
+        return self._call("setns")
+
+
+def test_a_pid_namespace_that_cannot_be_made_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the code of a container would run among the processes of this host."""
+    forks: list[str] = []
+
+    def fork() -> int:
+        forks.append("fork")
+        return 4711
+
+    monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr(identity, "_libc", FakeLibc("unshare"))
+    with pytest.raises(OSError, match="unshare: Operation not permitted") as caught:
+        identity.fork_hidden()
+    assert caught.value.errno == errno.EPERM and not forks
+    # Back in its own it must be, or it can start no thread to write to init_channel.
+    monkeypatch.setattr(identity, "_libc", FakeLibc("setns"))
+    with pytest.raises(OSError, match="setns: Operation not permitted") as caught:
+        identity.fork_hidden()
+    assert caught.value.errno == errno.EPERM and forks == ["fork"]
+    monkeypatch.setattr(identity, "_libc", FakeLibc())
+    assert identity.fork_hidden() == 4711
+
+
+def test_a_failed_fork_leads_back_to_the_own_pid_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, "fork")
+
+    libc = FakeLibc()
+    monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr(identity, "_libc", libc)
+    with pytest.raises(BlockingIOError):
+        identity.fork_hidden()
+    assert libc.calls == ["unshare", "setns"]

@@ -58,8 +58,8 @@ class Lines(Log):
 def give(answer: Answer) -> tuple[bool, str, dict[str, Any]]:
     log = Lines()
     given = key_answer.give(7, "user", answer, time.monotonic(), log, "; and more")
-    ((_, message, fields),) = log.lines
-    return given, message, fields
+    ((level, message, fields),) = log.lines
+    return given, message, {"level": level, **fields}
 
 
 def test_an_answer_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +93,7 @@ def test_a_key_that_nobody_waits_for_is_left_alone(monkeypatch: pytest.MonkeyPat
     key = Key(monkeypatch, number=number)
     given, message, fields = give(CONTEXT)
     assert not given and not key.is_gone and fields["error"] == Kind.UNTAKEN and "is lost" in message
+    assert ("nobody waits" in message) == (number != errno.EAGAIN) and fields["level"] == "warning"
 
 
 def test_a_key_that_could_not_be_given_its_life_goes(monkeypatch: pytest.MonkeyPatch) -> None:

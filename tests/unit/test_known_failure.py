@@ -308,10 +308,21 @@ def test_damaged_notes_raise_nothing(notes: Path, data: bytes, callout: str) -> 
 
 
 def test_a_thousand_damaged_notes_stand_in_nobodys_way(notes: Path) -> None:
-    for number in range(failures.NOTES_LIMIT + 5):
-        (notes / f"failed-{number + 5000}").write_bytes(b"" if number % 2 else b"\xff 1e400 x")
-    assert note(call()) in (0, 2)
+    for number in range(1005):
+        damaged = (b"", b"\xff 1e400 x", b"126 inf 8 x", b"126 nan 8 x", b"126 -inf 8 x")[number % 5]
+        (notes / f"failed-{number + 5000}").write_bytes(damaged)
     assert note(call()) == 2 and look(call())[0] == errno.ENOKEY
+    assert len(list(notes.iterdir())) == 1
+
+
+def test_a_thousand_notes_that_hold_are_the_most(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = known_failure.now()
+    monkeypatch.setattr(known_failure, "now", lambda: now)
+    for number in range(1000):
+        (notes / f"failed-{number + 5000}").write_text(f"126 {now + 5} 8 no-ticket")
+    assert (note(call()), look(call())) == (0, (0, 0))
+    (notes / "failed-5999").unlink()
+    assert note(call()) == 2 and len(list(notes.iterdir())) == 1000
 
 
 def test_another_users_request_is_refused_whatever_is_noted(notes: Path) -> None:

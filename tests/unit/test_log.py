@@ -100,11 +100,61 @@ def test_a_log_file_that_cannot_be_written_is_reported_once(tmp_path: Path, kind
     assert "PRIORITY=4\n" in warning and "LGSS_REQUESTOR=0\n" in warning
 
 
+def waiting(server: socket.socket) -> list[str]:
+    """The lines that ``server`` has got, taken away."""
+    server.setblocking(False)
+    lines = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            lines.append(server.recv(4096).decode())
+    return lines
+
+
 def test_a_full_journal_does_not_block(tmp_path: Path) -> None:
-    with receiver(tmp_path / "journal"):
-        log = Log("info", "", str(tmp_path / "journal"), str(tmp_path / "none"), kmsg=NONE)
+    (tmp_path / "kmsg").touch()
+    with receiver(tmp_path / "journal") as journal, receiver(tmp_path / "syslog") as syslog:
+        journal_path, syslog_path, kmsg = (str(tmp_path / name) for name in ("journal", "syslog", "kmsg"))
+        log = Log("info", "", journal_path, syslog_path, kmsg=kmsg)
+
+        def write() -> None:
+            for number in range(2000):
+                log.event("error", f"{number} {'x' * 1000}")
+
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        writer.join(30)
+        assert not writer.is_alive()
+        # The first lines are kept, and the rest is lost rather than written elsewhere.
+        kept = waiting(journal)
+        assert 0 < len(kept) < 2000
+        assert all(line.startswith(f"MESSAGE={number} ") for number, line in enumerate(kept))
+        assert waiting(syslog) == [] and (tmp_path / "kmsg").read_text() == ""
+        log.event("error", "there is room again")
+        (line,) = waiting(journal)
+        assert line.startswith("MESSAGE=there is room again\n")
+
+
+def test_patience_with_a_journal_that_stays_full_has_an_end(tmp_path: Path) -> None:
+    with receiver(tmp_path / "journal") as journal, receiver(tmp_path / "syslog") as syslog:
+        log = Log("info", "", str(tmp_path / "journal"), str(tmp_path / "syslog"), kmsg=NONE)
         for _ in range(2000):
-            log.event("error", "x" * 1000)
+            log.event("error", "x")
+        log.patience = 0.05
+        log.event("error", "the last one")
+        assert waiting(syslog) == []
+        assert not [line for line in waiting(journal) if "the last one" in line]
+
+
+def test_no_event_leaves_a_descriptor_open(tmp_path: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with receiver(tmp_path / "syslog") as syslog:
+        for file in (str(tmp_path / "log"), str(tmp_path), "/dev/full"):
+            for kmsg in (str(tmp_path / "kmsg"), "/dev/full"):
+                (tmp_path / "kmsg").touch()
+                Log("info", file, NONE, NONE, kmsg=kmsg).event("error", "by the kernel's log")
+                Log("info", file, NONE, str(tmp_path / "syslog")).event("error", "by syslog")
+        assert len(waiting(syslog)) == 10  # 6, and 4 about the file
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_patient_event_waits_for_a_busy_journal(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lgss_keyring.formats import payload, worker_messages
+from lgss_keyring.formats import payload
 from lgss_keyring.formats.callout import UpcallRequest, format_callout, parse_request
 from lgss_keyring.formats.config import Config, Names
 from lgss_keyring.formats.errors import ChannelError, LgssError, MechanismError
@@ -72,7 +72,7 @@ def test_a_ticket_that_is_too_big_is_told_with_its_size() -> None:
 
     def work(connection: MonitorConnection) -> Failed:
         connection.send_group(7)
-        connection.send_token(bytes(worker_messages.TOKEN_LIMIT + 1))
+        connection.send_token(bytes(16385))
         raise AssertionError
 
     answer = wait(WorkerProcess(work, writer := Fake()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import time
 from typing import Any
 
@@ -115,6 +116,32 @@ def test_own_name_is_that_of_the_own_nid_or_the_nodes() -> None:
     node = os.uname().nodename
     assert own_name(0, hosts({}, canonicalize=False)) == node
     assert own_name(0, hosts({node: "table"})) == "table"
+
+
+def test_own_name_is_the_canonical_one_unless_canonicalize_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    canonical = ["node.example.com"]
+
+    def resolve(*arguments: object, **flags: object) -> list[tuple[int, int, int, str, object]]:
+        asked.append(arguments[0])
+        return [(2, 1, 6, canonical[0], ("192.0.2.7", 0))]
+
+    monkeypatch.setattr("socket.getaddrinfo", resolve)
+    node = os.uname().nodename
+    assert own_host_name(hosts({}, canonicalize=False)) == node and asked == []
+    assert own_host_name(hosts({})) == "node.example.com" and asked == [os.fsencode(node)]
+    canonical[0] = ""
+    assert own_host_name(hosts({})) == node
+
+
+def test_own_name_that_does_not_resolve_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", fail)
+    with pytest.raises(ResolutionError, match="does not resolve: Name or service not known") as caught:
+        own_host_name(Config())
+    assert caught.value.kind == "no-host-name" and "/etc/hosts" in caught.value.hint
 
 
 def test_table_instead_of_reverse_dns(monkeypatch: pytest.MonkeyPatch) -> None:

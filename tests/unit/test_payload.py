@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgss_keyring.formats import payload
 from lgss_keyring.formats.errors import PayloadError
 from lgss_keyring.formats.payload import ContextPayload, FailurePayload, Krb5Context, unpack
 from lgss_keyring.front import keyctl
 from tests.support import keyutils
 
+from .almost import almost, single_faults
 from .vectors import load
 
 UPCALLS = load("lustre-upcalls.json")
@@ -42,10 +42,13 @@ def test_failed_update_that_a_real_kernel_took() -> None:
     assert FailurePayload(errno.ENOKEY, 0).pack() == data
 
 
-keys = st.sampled_from(sorted(payload.KEY_SIZES)).flatmap(
+SIZES = {17: 16, 18: 32, 19: 16, 20: 32}
+"""Bytes of a derived key by enctype (RFC 3962, RFC 8009)."""
+
+keys = st.sampled_from(sorted(SIZES)).flatmap(
     lambda enctype: st.tuples(
         st.just(enctype),
-        *[st.binary(min_size=payload.KEY_SIZES[enctype], max_size=payload.KEY_SIZES[enctype])] * 3,
+        *[st.binary(min_size=SIZES[enctype], max_size=SIZES[enctype])] * 3,
     )
 )
 
@@ -64,23 +67,112 @@ def test_payloads_come_back(seq_win: int, handle: bytes, context: bytes) -> None
     assert unpack(decoded.pack()) == decoded
 
 
-def test_contexts_that_would_be_refused_are_not_made() -> None:
-    with pytest.raises(PayloadError):
-        Krb5Context(1, 8, 1, 17, bytes(16), bytes(16), bytes(16)).pack()
-
-
 @given(st.integers(1, 4095), st.integers(0, 2**32 - 1))
 def test_failures_come_back(number: int, major: int) -> None:
     assert unpack(FailurePayload(number, major).pack()) == FailurePayload(number, major)
 
 
-@given(st.binary(max_size=300))
+CONTEXTS = st.builds(
+    lambda endtime, flags, seq, material: Krb5Context(endtime, flags, seq, *material).pack(),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 7),
+    st.integers(0, 2**64 - 1),
+    keys,
+)
+# Made by hand, as pack() refuses some of these.
+PAYLOADS = st.builds(
+    lambda window, handle, context: (
+        struct.pack("=II", window, len(handle)) + handle + struct.pack("=I", len(context)) + context
+    ),
+    st.integers(1, 2**32 - 1),
+    st.binary(max_size=40) | st.sampled_from([b"", bytes(1024), bytes(1025)]),
+    st.binary(max_size=100) | st.sampled_from([b"", bytes(4096), bytes(4097)]),
+) | st.builds(
+    lambda number, major: struct.pack("=IiI", 0, -number, major),
+    st.integers(1, 4095) | st.sampled_from([-5, 0, 1, 4095, 4096]),
+    st.integers(0, 2**32 - 1),
+)
+
+
+def check_payload(data: bytes) -> None:
+    """That ``data`` decodes to what packs to the same bytes, or to a PayloadError."""
+    try:
+        decoded = unpack(data)
+    except PayloadError:
+        return
+    if isinstance(decoded, ContextPayload):
+        assert decoded.seq_win > 0
+        assert 1 <= len(decoded.handle) <= 1024 and 1 <= len(decoded.context) <= 4096
+    else:
+        assert 0 < decoded.rpc_error < 4096
+    assert decoded.pack() == data
+
+
+def check_context(data: bytes) -> None:
+    """As :func:`check_payload`, for the context in a payload."""
+    try:
+        context = Krb5Context.unpack(data)
+    except PayloadError:
+        return
+    assert {len(context.ke), len(context.ki), len(context.kc)} == {SIZES[context.enctype]}
+    assert 0 <= context.flags <= 7 and context.pack() == data
+
+
+@given(almost(PAYLOADS) | st.binary(max_size=60))
 def test_any_bytes_are_a_payload_or_a_payload_error(data: bytes) -> None:
-    for decode in (unpack, Krb5Context.unpack):
-        try:
-            assert decode(data).pack() == data
-        except PayloadError:
-            pass
+    check_payload(data)
+
+
+@given(almost(CONTEXTS) | st.binary(max_size=60))
+def test_any_bytes_are_a_context_or_a_payload_error(data: bytes) -> None:
+    check_context(data)
+
+
+def test_payloads_and_contexts_with_one_fault() -> None:
+    for payload in (SUCCESS, FailurePayload(5, 7).pack(), ContextPayload(1, b"h", bytes(1100)).pack()):
+        for data in single_faults(payload):
+            check_payload(data)
+    for enctype, size in SIZES.items():
+        for data in single_faults(Krb5Context(1, 7, 1, enctype, *[bytes(size)] * 3).pack()):
+            check_context(data)
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        FailurePayload(0, 0),
+        FailurePayload(-5, 0),
+        FailurePayload(4096, 0),
+        FailurePayload(5, -1),
+        FailurePayload(5, 2**32),
+        ContextPayload(0, b"h", b"c"),
+        ContextPayload(2**32, b"h", b"c"),
+        ContextPayload(1, b"", b"c"),
+        ContextPayload(1, bytes(1025), b"c"),
+        ContextPayload(1, b"h", b""),
+        ContextPayload(1, b"h", bytes(4097)),
+        Krb5Context(2**32, 7, 1, 17, bytes(16), bytes(16), bytes(16)),
+        Krb5Context(1, -1, 1, 17, bytes(16), bytes(16), bytes(16)),
+        Krb5Context(1, 8, 1, 17, bytes(16), bytes(16), bytes(16)),
+        Krb5Context(1, 7, 2**64, 17, bytes(16), bytes(16), bytes(16)),
+        Krb5Context(1, 7, 1, 17, bytes(16), bytes(16), bytes(32)),
+        Krb5Context(1, 7, 1, 17, bytes(32), bytes(32), bytes(32)),
+        Krb5Context(1, 7, 1, 23, bytes(16), bytes(16), bytes(16)),
+    ],
+    ids=str,
+)
+def test_what_would_be_refused_is_not_packed(refused: FailurePayload | ContextPayload | Krb5Context) -> None:
+    with pytest.raises(PayloadError):
+        refused.pack()
+
+
+def test_the_longest_and_largest_are_packed() -> None:
+    for largest in (
+        FailurePayload(4095, 2**32 - 1),
+        ContextPayload(2**32 - 1, bytes(1024), bytes(4096)),
+        FailurePayload(1, 0),
+    ):
+        assert unpack(largest.pack()) == largest
 
 
 @pytest.mark.parametrize("cut", range(len(SUCCESS)))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from lgss_keyring.formats.errors import ResolutionError
+from lgss_keyring.formats.callout import UpcallRequest, parse_request
+from lgss_keyring.formats.config import Config, Krb5
+from lgss_keyring.formats.errors import ConfigError, ResolutionError
+from lgss_keyring.worker import krb5_library
+from lgss_keyring.worker.creds import principals
 from lgss_keyring.worker.creds.principals import MachinePrincipals
 
 OWN = "client.site"
@@ -88,3 +94,34 @@ def test_name_service_is_asked_only_if_the_answer_depends_on_it() -> None:
     assert "lustre_root/HOST" in str(rule)
     with pytest.raises(ResolutionError):
         rule.fits([b"host", OWN.encode()], b"SITE", False)
+
+
+def request(realm: str | None = None) -> UpcallRequest:
+    callout = "0:krb5:0:0:r:-:1:0x20000c0a80105:lustre-MDT0000-mdc:0x20000c0a80106:0"
+    return parse_request(["create", "5", "lgssc", "x", callout, "0", "0", "0", "0", "0"], realm)
+
+
+@pytest.fixture
+def context(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> krb5_library.Context:
+    """Of a machine whose krb5.conf names no realm."""
+    config = tmp_path / "krb5.conf"
+    config.write_text("[libdefaults]\n  dns_lookup_realm = false\n")
+    monkeypatch.setenv("KRB5_CONFIG", str(config))
+    return krb5_library.new_context()
+
+
+def test_machine_without_a_default_realm(context: krb5_library.Context) -> None:
+    with pytest.raises(ConfigError, match="this machine has no default realm: ") as caught:
+        principals.for_request(context, request(), Config())
+    assert caught.value.kind == "krb5-conf"
+    # The rule's -R names one.
+    fitting = principals.for_request(context, request("SITE"), Config())
+    assert fitting.fits([b"lustre_root"], b"SITE", False) and not fitting.fits([b"lustre_root"], b"X", False)
+
+
+def test_principal_of_the_configuration_that_is_none(context: krb5_library.Context) -> None:
+    config = Config(krb5=Krb5(principal="a@b@c"))
+    with pytest.raises(ConfigError, match=r"\[krb5\] principal a@b@c is no principal"):
+        principals.for_request(context, request("SITE"), config)
+    config = Config(krb5=Krb5(principal="a@b"))
+    assert str(principals.for_request(context, request("SITE"), config)) == "a@b"

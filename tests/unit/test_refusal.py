@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 
 import pytest
 
 from lgss_keyring.formats import callout, errors
 from lgss_keyring.formats.payload import FailurePayload
-from lgss_keyring.front import answer, arguments, main, refusal
+from lgss_keyring.front import answer, arguments, keyctl, main, refusal
 from lgss_keyring.front.arguments import Call
+from lgss_keyring.front.word import NoWordError
 from lgss_keyring.system import keyrings
 from tests.support.stage import Stage
 
@@ -121,3 +124,47 @@ def test_a_note_is_about_one_realm_and_configuration() -> None:
     note = Call(["-R", "X", "--config", "/etc/a/b", *words]).failure_note
     assert note == "/run/lgss/failed-1000-X-%etc%a%b"
     assert Call(["--config", "/" + "x" * 300, *words]).failure_note == ""
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """What refuse() does: key calls, the alarm and the line of the log."""
+    found: list[tuple[object, ...]] = []
+    monkeypatch.setattr(keyctl, "alarm", lambda seconds: found.append(("alarm", seconds)))
+    monkeypatch.setattr(keyctl, "assume_authority", lambda key: found.append(("authority", key)))
+    monkeypatch.setattr(keyctl, "reject", lambda *words: found.append(("reject", *words)))
+    monkeypatch.setattr(refusal, "_log", lambda key, call, reason, number, log: found.append(("log", number)))
+    monkeypatch.setattr(os, "isatty", lambda descriptor: False)
+    return found
+
+
+def log_refusal(key: int, call: Call, reason: str, number: int) -> None:
+    raise AssertionError("refuse() logs in another process")
+
+
+def test_call_with_bad_arguments_is_refused_under_an_alarm(calls: list[tuple[object, ...]]) -> None:
+    """The key calls may have to wait for a keyring lock that somebody else holds."""
+    given = ["update", *GOOD[1:]]
+    assert refusal.refuse(given, Call(given), ValueError(), log_refusal) == 1
+    assert calls == [("alarm", 30), ("authority", 5), ("reject", 5, 2, errno.EINVAL), ("log", errno.EINVAL)]
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (OSError(errno.EDQUOT, "quota", "link"), errno.EDQUOT),
+        (BlockingIOError(errno.EAGAIN, "fork"), errno.ENOMEM),
+        (NoWordError(), errno.ENOMEM),
+    ],
+)
+def test_refusal_of_a_good_call_does_not_put_its_alarm_off(
+    calls: list[tuple[object, ...]], error: Exception, number: int
+) -> None:
+    """The rule's --timeout bounds its caller's wait from the beginning."""
+    assert refusal.refuse(GOOD, Call(GOOD), error, log_refusal) == 1
+    assert calls == [("authority", 5), ("reject", 5, 2, number), ("log", number)]
+
+
+def test_help_touches_no_key(calls: list[tuple[object, ...]], capfd: pytest.CaptureFixture[str]) -> None:
+    assert refusal.refuse(["-h", *GOOD], Call(GOOD), ValueError(), log_refusal) == 0
+    assert not calls and capfd.readouterr().out == refusal.USAGE

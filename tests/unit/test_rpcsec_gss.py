@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lgss_keyring.formats.errors import ChannelError
+from lgss_keyring.worker.channel import rpcsec_gss
 from lgss_keyring.worker.channel.interface import Reply
 from lgss_keyring.worker.channel.rpcsec_gss import RpcsecGssChannel
-from lgss_keyring.worker.channel.rpcsec_messages import Reader
-from lgss_keyring.worker.limits import REPLY_BYTES
+from lgss_keyring.worker.channel.rpcsec_messages import Program, Reader
+
+from .almost import single_faults
 
 Serve = Callable[[socket.socket, bytes], None]
 
@@ -147,7 +152,7 @@ def test_no_verifier_is_wanted_before_the_last_leg() -> None:
         (lambda xid: record(b"no") * 9, errno.EPROTO, "malformed-reply"),
         (lambda xid: struct.pack(">I", 0x7FFFFFFF), errno.EPROTO, "malformed-reply"),
         (
-            lambda xid: struct.pack(">I", REPLY_BYTES) + bytes(REPLY_BYTES) + b"\0\0\0\1x",
+            lambda xid: struct.pack(">I", 131072) + bytes(131072) + b"\0\0\0\1x",
             errno.EPROTO,
             "malformed-reply",
         ),
@@ -174,6 +179,39 @@ def test_slow_drops_do_not_stretch_the_limit() -> None:
     assert time.monotonic() - started < 5
 
 
+def test_limit_that_is_over_between_two_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes on by 10 s at each look: none of the 30 s is left at the third."""
+    clock = itertools.count(0, 10)
+    monkeypatch.setattr(rpcsec_gss, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with server(lambda connection, call: connection.sendall(b"\0\0\1\0"), timeout=30) as channel:
+        with pytest.raises(ChannelError) as caught:
+            channel.exchange(b"t", b"")
+    assert (caught.value.errno, caught.value.kind) == (errno.ETIMEDOUT, "acceptor-silent")
+    assert "within 30 s" in caught.value.reason
+
+
+def test_server_that_takes_no_connection() -> None:
+    """The queue of its listener is full, so the kernel does not answer."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            other = stack.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(listener.getsockname())
+        channel = RpcsecGssChannel("127.0.0.1", listener.getsockname()[1], 1, 1, 0.2, 0.3)
+        stack.callback(channel.close)
+        for connect in (channel.connect, lambda: channel.exchange(b"t", b"")):
+            with pytest.raises(ChannelError, match=r"no connection to .* within 0\.2 s") as caught:
+                connect()
+            assert (caught.value.errno, caught.value.kind) == (errno.ETIMEDOUT, "acceptor-unreachable")
+            assert "[rpcsec_gss] connect_timeout" in caught.value.hint
+            assert not channel.is_single_use
+            assert channel._socket is not None
+            channel.close()
+
+
 def test_closed_connection() -> None:
     with server(lambda connection, call: connection.close()) as channel:
         with pytest.raises(ChannelError) as caught:
@@ -189,6 +227,33 @@ def test_nobody_listens() -> None:
             channel.exchange(b"t", b"")
     assert caught.value.errno == errno.ECONNREFUSED
     assert "[rpcsec_gss] port" in caught.value.hint
+
+
+@pytest.mark.parametrize("major", [0, 1])
+def test_replies_with_one_fault_are_replies_or_channel_errors(major: int) -> None:
+    program = Program("127.0.0.1:1", 1, 1)
+    kinds = {"malformed-reply", "bad-verifier", "rpc-refused", "rpc-denied", "start-again"}
+    for data in single_faults(accepted(b"", init_res(major, 7))[4:], ">"):
+        try:
+            reply = program.reply(b"xid!" + data)
+        except ChannelError as error:
+            assert error.kind in kinds and error.errno
+            continue
+        result = init_res(reply.major, reply.minor, reply.seq_window, reply.handle, reply.token)
+        assert data.startswith(struct.pack(">II", 1, 0)) and data.endswith(bytes(4) + result)
+        # The last reply has the acceptor's MIC of the window, as a verifier of RPCSEC_GSS.
+        assert (reply.proof is None) == (reply.major != 0)
+        if reply.proof is not None:
+            message, mic = reply.proof
+            assert message == struct.pack(">I", reply.seq_window)
+            assert data == accepted(b"", result, mic)[4:]
+
+
+@pytest.mark.parametrize("data", [b"", b"\0\0\0", b"\0\0\0\5abcd", b"\0\0\0\3abc", b"\0\0\0\3abc\1"])
+def test_reader_takes_whole_opaques_only(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"left|padding"):
+        Reader(data).opaque(8)
+    assert Reader(b"\0\0\0\3abc\0").opaque(3) == b"abc"
 
 
 @given(st.binary(max_size=100), st.integers(0, 64))

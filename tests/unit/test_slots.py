@@ -86,7 +86,6 @@ def test_request_comes_over_as_it_was() -> None:
     [
         b"",
         b"5\x006\x001.0\x007",
-        b"x" * (hand_over.MESSAGE_LIMIT + 1),
         "\0".join(["6", "6", "1.0", "7", *UPCALL]).encode(),
         "\0".join(["5", "6", "1.0", "7", *UPCALL[:-1]]).encode(),
         "\0".join(["5", "6", "1.0", "7", *UPCALL]).replace("7:7::", "7:7:r:").encode(),
@@ -95,6 +94,15 @@ def test_request_comes_over_as_it_was() -> None:
 def test_what_is_no_users_request_is_not_taken(message: bytes) -> None:
     with pytest.raises(ValueError, match=r".*"):
         hand_over.unpack(message)
+
+
+def test_a_request_has_at_most_32_kib() -> None:
+    words = ["5", "6", "1.0", "7", "--config", "/", *UPCALL]
+    words[5] += "x" * (32768 - len("\0".join(words)))
+    assert hand_over.unpack("\0".join(words).encode()).call.options == {"config": words[5]}
+    words[5] += "x"
+    with pytest.raises(ValueError, match="too long"):
+        hand_over.unpack("\0".join(words).encode())
 
 
 def test_a_turn_ends_before_the_key(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 
 import pytest
 from hypothesis import given, settings
@@ -36,7 +37,7 @@ def test_steps_come_back(level: str, text: str) -> None:
     assert worker_messages.unpack(worker_messages.pack_step(level, text)) == (level, text)
 
 
-@given(st.binary(max_size=worker_messages.MESSAGE_LIMIT))
+@given(st.binary(max_size=8192))
 def test_any_bytes_are_a_message_or_a_protocol_error(data: bytes) -> None:
     try:
         worker_messages.unpack(data)
@@ -68,7 +69,46 @@ def test_a_failure_payload_cannot_be_called_a_context() -> None:
         worker_messages.unpack(message)
 
 
+def failed(number: int, texts: bytes = b"a\0b\0c\0d") -> bytes:
+    """An F message by hand."""
+    return struct.pack("=cII", b"F", number, 0) + texts
+
+
 @pytest.mark.parametrize("number", [0, 4096, 2**32 - 1])
 def test_errno_must_be_one(number: int) -> None:
+    for good in (1, 4095):
+        answer = worker_messages.unpack(failed(good))
+        assert isinstance(answer, Answer)
+        assert answer.failure == Failed(good, 0, "a", "b", "c", "d")
     with pytest.raises(ProtocolError):
-        worker_messages.unpack(worker_messages._FAILED.pack(b"F", number, 0) + b"a\0b\0c")
+        worker_messages.unpack(failed(number))
+    with pytest.raises(ValueError, match="errno"):
+        worker_messages.unpack_failed(failed(number))
+
+
+def established(name: bytes) -> bytes:
+    """An E message by hand."""
+    packed = payload.ContextPayload(1, bytes(1024), bytes(4096)).pack()
+    return struct.pack("=cIH", b"E", 2_000_000_000, len(packed)) + packed + name
+
+
+@pytest.mark.parametrize(
+    ("longest", "too_long"),
+    [
+        (b"Sd" + b"x" * 1000, b"Sd" + b"x" * 1001),
+        (b"T" + bytes(16384), b"T" + bytes(16385)),
+        (b"Tx", b"T"),
+        (b"G" + bytes(4), b"G" + bytes(5)),
+        (b"G" + bytes(4), b"G" + bytes(3)),
+        (b"C", b"Cx"),
+        (established(b"n" * 1000), established(b"n" * 1001)),
+        (failed(5, b"a\0" + b"b" * 1000 + b"\0c\0d"), failed(5, b"a\0" + b"b" * 1001 + b"\0c\0d")),
+        (failed(5), failed(5, b"a\0b\0c")),
+        (failed(5), failed(5, b"a\0b\0c\0d\0e")),
+    ],
+    ids=["step", "token", "no-token", "long-group", "short-group", "credential", "name", "text", "3", "5"],
+)
+def test_bounds_of_messages(longest: bytes, too_long: bytes) -> None:
+    worker_messages.unpack(longest)
+    with pytest.raises(ProtocolError):
+        worker_messages.unpack(too_long)
