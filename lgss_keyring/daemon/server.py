@@ -116,7 +116,8 @@ class Server:
                 self._dispatcher.pool.retire_all()
         workers = len(self._dispatcher.pool) if self._dispatcher is not None else 0
         peers = len(self.peers) + (len(self._upcalls) if self._upcalls is not None else 0)
-        is_idle = not (workers or peers or self.monitors)
+        renews = self._dispatcher is not None and self._dispatcher.renewals.has_tickets
+        is_idle = not (workers or peers or self.monitors or renews)
         status = f"{self._at_work} requests at work, {workers} workers"
         why = self._why_stopped or life.look(time.monotonic(), is_idle, status)
         if why:

@@ -227,7 +227,7 @@ def test_no_descriptor_and_no_memory_is_left(worker: ResidentWorker) -> None:
             worker.answer(number)
 
     some(100)
-    before = worker.descriptors(), worker.memory()
+    before = worker.descriptors(), worker.pss()
     some(2000)
     assert worker.descriptors() == before[0]
-    assert worker.memory() < before[1] * 1.05
+    assert worker.pss() < before[1] * 1.05
