@@ -6,8 +6,6 @@ What a front does with lgssd, and when that fails it, is the same in Python and 
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +19,6 @@ from lgss_keyring.formats.callout import parse_request
 from tests.support import native
 from tests.support.fake_lgssd import Connection, FakeLgssd
 from tests.support.site import Site, Upcalls
-from tests.support.stage import CHECKOUT
 
 from .waiting import upcall_processes, within
 
@@ -42,14 +39,7 @@ class Front:
 
     def pids(self) -> list[int]:
         """The processes of its upcalls, the oldest first: the front, the witness, the one that serves."""
-        found = set(upcall_processes(self.site))
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                if os.readlink(entry / "exe") == str(self.program):
-                    found.add(int(entry.name))
-            except OSError:
-                pass  # it has ended, or is a zombie
-        return sorted(found)
+        return sorted(upcall_processes(self.site))
 
     def gone(self) -> bool:
         """Whether all of them end in time."""
@@ -80,23 +70,13 @@ class Front:
             yield upcalls
 
 
-def _native(site: Site) -> Path:
-    """The native front beside the stage's program."""
-    if not native.has_compiler() or not (CHECKOUT / "native" / "Makefile").exists():
-        pytest.skip("there is no native front here")
-    folder = site.stage.directory / "native-front"
-    program = folder / "lgss_keyring"
-    if not program.exists():
-        folder.mkdir()
-        (folder / "lgss_keyring.py").symlink_to(site.stage.program)
-        shutil.copy2(native.build(), program)
-    return program
-
-
 @pytest.fixture(params=["python", "native"])
 def front(request: pytest.FixtureRequest, site: Site) -> Iterator[Front]:
     """Each front, with nothing of it left behind the test."""
-    front = Front(site, _native(site) if request.param == "native" else site.stage.program)
+    if request.param == "native" and not native.has_compiler():
+        pytest.skip("there is no C compiler here")
+    stage = site.stage
+    front = Front(site, stage.add_native() if request.param == "native" else stage.script)
     yield front
     assert front.gone(), front.pids()
 

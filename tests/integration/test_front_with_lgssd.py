@@ -22,7 +22,6 @@ from tests.support.site import USER_UID, machine_callout, user_callout
 from .answers import proven
 from .fronts import CONTEXT, Front, send_token
 from .fronts import front as front
-from .test_shortages import fill
 from .waiting import pace, within
 
 GO, AT_WORK = lgssd_messages.GO, lgssd_messages.AT_WORK
@@ -137,14 +136,17 @@ def test_an_answer_that_the_quota_has_no_room_for(front: Front) -> None:
 
     def script(lgssd: Connection) -> None:
         lgssd.say(GO)
-        assert filled.wait(10)
+        assert filled.wait(30)
         assert lgssd.answer(0, bytes(4000)) == errno.EDQUOT
 
     filled = threading.Event()
     with Requestor(POOR_UID) as user, front.served(script) as upcalls:
         name = upcalls.name()
         assert user.ask(name, user_callout(POOR_UID), wait=0).error == 0
-        fill(user, POOR_UID, 200, front.site.directory)
+        with pytest.raises(RuntimeError, match="quota"):
+            for number in range(1000):
+                user.run(["keyctl", "add", "user", f"fills-the-quota-{number}", "x" * 1500, "@s"])
+        user.run(["keyctl", "revoke", "%user:fills-the-quota-0"])
         filled.set()
         answer = user.ask(name, user_callout(POOR_UID))
         assert payload.unpack(answer.data) == payload.FailurePayload(errno.EDQUOT, 0)
@@ -185,6 +187,10 @@ class Channel:
         self._front = front
         os.mkfifo(self.path)
         self._end = os.open(self.path, os.O_RDWR | os.O_NONBLOCK)
+        self.fill()
+
+    def fill(self) -> None:
+        """Let the next write wait."""
         try:
             while True:
                 os.write(self._end, bytes(4096))
@@ -245,6 +251,7 @@ def test_token_and_reply(front: Front, user: Requestor, channel: Channel) -> Non
     def script(lgssd: Connection) -> None:
         lgssd.say(GO)
         for status in (0, -errno.EACCES):
+            channel.fill()
             send_token(lgssd, channel.path)
             numbers, name, token = channel.take(status, b"a reply")
             assert (numbers, name) == ((2, 42, 0x10001, USER_UID, 555), b"lgss-MDT0000-mdc")
