@@ -20,7 +20,7 @@ from tests.support.requestor import Requestor
 from tests.support.site import USER_UID, machine_callout, user_callout
 from tests.support.stage import Rule
 
-from .native_front import GO, PULSE, YOURSELF, alone, numbers, served
+from .native_front import GO, PULSE, YOURSELF, alone, failed, numbers, served
 from .native_front import folder as folder
 from .native_front import root as root
 from .native_front import stand_in as stand_in
@@ -208,3 +208,26 @@ def test_arguments_that_are_not_for_it(stand_in: StandIn, words: list[str]) -> N
     assert subprocess.run([stand_in.program, *words]).returncode == 0
     ((seen, pipe),) = stand_in.calls()
     assert seen == words and pipe is None
+
+
+def test_damaged_lgss_keyring_py(stand_in: StandIn, user: Requestor) -> None:
+    """The witness answers for it."""
+    script = stand_in.directory / "lgss_keyring.py"
+    text = script.read_text()
+    script.write_text("#!/bin/sh\nexit 1\n")
+    try:
+        with rule(stand_in) as name:
+            assert failed(user.ask(name(), user_callout()).data) == errno.ELIBACC
+    finally:
+        script.write_text(text)
+
+
+def test_missing_lgss_keyring_py(stand_in: StandIn, user: Requestor) -> None:
+    script = stand_in.directory / "lgss_keyring.py"
+    script.rename(f"{script}.away")
+    try:
+        with rule(stand_in) as name:
+            assert failed(user.ask(name(), user_callout()).data) == errno.ELIBACC
+            assert user.ask(name(), machine_callout()).error == errno.ENOKEY
+    finally:
+        Path(f"{script}.away").rename(script)
