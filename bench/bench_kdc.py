@@ -111,8 +111,8 @@ def rates(nodes: int, hosts: int, boot_seconds: float) -> list[tuple[str, float,
     """AS and TGS exchanges in a second: for the boot, and for each later life of the tickets."""
     spread = (CLIENT_LIFE - MARGIN) * UPCALL_SHARE
     cases = (
-        (f"boot, within {boot_seconds:.0f} s", boot_seconds),
-        ("10 h later, not renewed", PING_SECONDS),
+        (f"a boot, within {boot_seconds:.0f} s", boot_seconds),
+        ("not renewed, mounted at once", PING_SECONDS),
         ("renewed", spread),
     )
     return [(name, nodes / seconds, nodes * hosts / seconds) for name, seconds in cases]

@@ -179,8 +179,7 @@ static _Noreturn void serve_alone(const struct call *call, int front)
     snprintf(instantiated, sizeof(instantiated), "%d:%lld", front, (long long)call->started);
     fcntl(front, F_SETFD, 0);
     become_python(call, false, "--instantiated", instantiated);
-    update_failure(call, ELIBACC, now() + PATIENCE_MS);
-    _exit(1);
+    _exit(1); /* the witness answers */
 }
 
 /* Serve the upcall, when the front has said through its pipe that it may begin. */
@@ -222,10 +221,12 @@ static _Noreturn void watch(const struct call *call, pid_t server, const sigset_
         }
         sigtimedwait(ended, NULL, &(struct timespec){ .tv_sec = 1 });
     }
-    if (!WIFSIGNALED(status))
+    if (status == 0)
         _exit(0);
-    snprintf(cause, sizeof(cause), "signal %d", WTERMSIG(status));
-    answer_for_it(call, EIO, cause);
+    bool is_killed = WIFSIGNALED(status); /* else lgss_keyring.py does not run, and has logged why */
+    snprintf(cause, sizeof(cause), is_killed ? "signal %d" : "its exit (status %d)",
+             is_killed ? WTERMSIG(status) : WEXITSTATUS(status));
+    answer_for_it(call, is_killed ? EIO : ELIBACC, cause);
 }
 
 /* The front's child: leave the front's session, as a daemon does, and become the witness of the process that

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from lgss_keyring.daemon import activation, limits, notify, requests, server, sockets, upcalls
+from lgss_keyring.daemon import activation, notify, server, sockets, upcalls
 from lgss_keyring.daemon.life import Life
 from lgss_keyring.daemon.program import Program
 from lgss_keyring.daemon.settings import Settings
@@ -74,16 +74,11 @@ def _serve(
     settings = current.current
     log = Log(settings.log.level, settings.log.file, folder=settings.krb5.ccache_directory)
     life = Life(listening, current, log, notifier, Program(sys.argv[0]))
-    serving = server.Server(
-        listening.pipe,
-        lambda upcall, peer: requests.handle(upcall, peer, current.current),
-        settings.upcall.timeout + limits.MONITOR_MARGIN,
-        log,
-        requests.request_of,
-        listening.are_taken_over,
-    )
+    serving = server.Server(current, log)
+    if listening.pipe is not None:
+        serving.serve_records(listening.pipe, listening.are_taken_over)
     if listening.upcall is not None:
-        serving.serve_upcalls(listening.upcall, current)
+        serving.serve_upcalls(listening.upcall)
     serving.run(life, lambda: click.echo(f"listening at {listening}"))
     if life.begins_anew and not serving.is_told_to_end():
         life.begin_anew(sys.argv, environment)

@@ -6,6 +6,7 @@ import time
 
 from lgss_keyring.daemon import limits
 from lgss_keyring.daemon.pool import Pool
+from lgss_keyring.daemon.renewals import Renewals
 from lgss_keyring.daemon.turns import Turns
 from lgss_keyring.worker import resident
 
@@ -40,15 +41,17 @@ class Dispatcher:
         self._changed: list[Negotiation] = []
         """Those that have ended, or need a worker again."""
         self.pool = Pool(selector, run, log, in_child)
+        self.renewals = Renewals(lambda: settings.current, log, in_child)
         self._numbers: dict[int, int] = {}
         self._looked_at_workers = self._looked_at_clocks = 0.0
 
     @property
-    def timeout(self) -> float | None:
-        """Seconds until :meth:`turn` has to be called again, whatever comes; None for no limit."""
+    def timeout(self) -> float:
+        """Seconds until :meth:`turn` has to be called again, whatever comes."""
         if self._all:
             return limits.TICK_SECONDS
-        return 1.0 if self.pool.has_processes else None
+        renewals = self.renewals.timeout
+        return min(1.0, renewals) if self.pool.has_processes else renewals
 
     def add(self, negotiation: Negotiation) -> None:
         """Take a new request."""
@@ -117,6 +120,7 @@ class Dispatcher:
         self._look_at_changed()
         self._turns.serve(self._start, limits.MESSAGES_AT_ONCE)
         self._look_at_changed()
+        self.renewals.turn()
 
     def _look_at_changed(self) -> None:
         while self._changed:
@@ -137,3 +141,4 @@ class Dispatcher:
             negotiation.close()
         self._look_at_changed()
         self.pool.close()
+        self.renewals.close()

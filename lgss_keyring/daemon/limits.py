@@ -9,24 +9,12 @@ CONNECTIONS_OF_A_USER = 32
 ACCEPTED_AT_ONCE = 32
 """Connections that are accepted before requests are looked at again."""
 
-WORKERS = 64
-"""Requests under way at a time; each is a monitor and a worker, two processes."""
+RECORDS = 1024
+"""Records that lgssd has in hand at a time, of root and of all ordinary uids each.  Others wait in their
+sockets; but an ordinary uid that has none in hand need not."""
 
-WORKERS_OF_USERS = 48
-"""Those of ordinary uids together: the difference to :data:`WORKERS` is left for root."""
-
-WORKERS_FOR_NEWCOMERS = 8
-"""Of :data:`WORKERS_OF_USERS`, those that are kept for uids of which no request is under way."""
-
-WORKERS_OF_A_USER = 16
-"""Those of one ordinary uid, however few others there are."""
-
-TURNS = 1024
-"""Uids whose last turn is remembered."""
-
-MONITOR_MARGIN = 10.0
-"""Seconds beyond ``[upcall] timeout`` after which a monitor is killed.  It holds the deadline
-itself, and its answer names the cause, so it must come first."""
+RECORDS_OF_A_USER = 32
+"""Of these, those of one ordinary uid."""
 
 DYING_SECONDS = 1.0
 """Seconds that killed processes are waited for when lgssd ends."""
@@ -46,7 +34,11 @@ UPCALL_BACKLOG = 1024
 """Connections that wait to be accepted (listen(2)); the kernel may allow fewer (somaxconn)."""
 
 RESIDENT_WORKERS = 64
-"""Workers at a time.  If there are so many, the one that has been idle for longest ends."""
+"""Workers of ordinary users at a time.  If there are so many, the one that has been idle for longest
+ends.  Root's own and the machine's are counted, but not kept out."""
+
+WORKERS_FOR_NEWCOMERS = 16
+"""Of these, those that are kept for users who have none."""
 
 WORKERS_OF_AN_OWNER = 4
 """Workers of one user, and of the machine."""

@@ -10,6 +10,7 @@ because an exiting process does not linger.
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import socket
 import struct
@@ -22,6 +23,14 @@ from lgss_keyring.monitor.worker_process import refuse_descriptors
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
+
+    class Request(Protocol):
+        """What a peer has asked for."""
+
+        def close(self) -> None:
+            """Nobody waits for it any more."""
+
 
 _CREDENTIALS = struct.Struct("=iII")
 
@@ -40,8 +49,8 @@ class Peer:
         self.pid, self.uid, self.gid = _CREDENTIALS.unpack(raw)
         self.last_record = time.monotonic()
         """When its last record was read, or it connected."""
-        self.under_way = 0
-        """How many of its requests are being worked on."""
+        self.under_way: set[Request] = set()
+        """Its requests that are being worked on."""
         self.waits = False
         """Whether it has a record that nobody may work on yet."""
 
@@ -128,11 +137,24 @@ class Peers:
         return bool(idle)
 
     def drop(self, peer: Peer) -> None:
-        """Close the connection of ``peer``."""
+        """Close the connection of ``peer``, and give up what it has asked for."""
         del self._peers[peer.connection.fileno()]
         if not peer.waits:
             self._selector.unregister(peer.connection)
         self._close(peer)
+        for request in list(peer.under_way):
+            request.close()
+
+    def drop_gone(self) -> None:
+        """Drop those of the waiting peers that have closed their ends, which nobody looks at else."""
+        waiting = {peer.connection.fileno(): peer for peer in self.waiting()}
+        if not waiting:
+            return
+        poll = select.poll()
+        for descriptor in waiting:
+            poll.register(descriptor, 0)
+        for descriptor, _ in poll.poll(0):
+            self.drop(waiting[descriptor])
 
     def drop_all(self) -> None:
         """Close all connections."""
@@ -147,11 +169,10 @@ class Peers:
             else:
                 self.drop(peer)
 
-    def close_others(self, peer: Peer | None) -> None:
-        """Close, in a process that was forked, the connections of all but ``peer``."""
-        for other in self._peers.values():
-            if other is not peer:
-                other.connection.close()
+    def close_in_child(self) -> None:
+        """Close, in a process that was forked, all connections."""
+        for peer in self._peers.values():
+            peer.connection.close()
 
     def _close(self, peer: Peer) -> None:
         # Where the kernel refuses descriptors there is nothing that could linger.

@@ -142,7 +142,9 @@ class Pool:
         number = len(own) + sum(each == owner for each in self._dying.values())
         if number >= limits.WORKERS_OF_AN_OWNER or (own and not all(each.is_blocked for each in own)):
             return None
-        if len(self._workers) + len(self._dying) >= limits.RESIDENT_WORKERS and not self._make_room():
+        most = limits.RESIDENT_WORKERS - (limits.WORKERS_FOR_NEWCOMERS if number else 0)
+        is_full = owner > 0 and len(self._workers) + len(self._dying) >= most
+        if is_full and not self._make_room():
             return None
         return self._start(owner, first, settings, level, number)
 

@@ -17,6 +17,7 @@ import time
 from lgss_keyring.formats.errors import Kind, LgssError
 from lgss_keyring.formats.outcome import Failed
 from lgss_keyring.front import oom
+from lgss_keyring.system import keyrings
 from lgss_keyring.worker import confinement, identity, krb5_library
 from lgss_keyring.worker.creds import renewal, uses
 
@@ -154,6 +155,8 @@ class Renewals:
                     pass  # the listing's own, or closed already
         oom.set_score(oom.ORDINARY)
         confinement.bound()
+        # The worker of a user, which lgssd has forked too, may have linked a keyring into lgssd's own.
+        keyrings.leave_session()
         identity.replace_environment(settings.krb5.config, settings.names.canonicalize)
 
     def _work(self, writing: int, settings: Config) -> None:

@@ -132,7 +132,6 @@ class Kind:
     REPLAY = "replay"
     BUFFER = "buffer"
     DESCRIPTORS = "descriptors"
-    FORK = "fork"
 
 
 class LgssError(Exception):

@@ -19,8 +19,9 @@ OPTIONS = {
     "--config": "config",
     "--timeout": "timeout",
     "--lgssd": "lgssd",
-    # Internal: from the native front's child, which becomes this program (Call.instantiated).
+    # Internal: from the native front's processes, which become this program.
     "--instantiated": "instantiated",
+    "--killed": "killed",
 }
 DEFAULT_TIMEOUT = 30
 SHORTEST_TIMEOUT, LONGEST_TIMEOUT = 2, 3600
@@ -30,6 +31,8 @@ USER_PREFIX = "lgss:"
 LONGEST_SERIAL = 2**31 - 1
 NOTES = "/run/lgss"
 """The folder of the notes of known failures, and of other files that need not outlive a reboot."""
+LGSSD = f"{NOTES}/upcall.sock"
+"""The socket of lgssd, unless --lgssd names another."""
 SLOTS = f"{NOTES}/slots"
 """The folder of the locks that count a uid's upcalls, and of its queue's socket."""
 
@@ -39,7 +42,7 @@ class Call:
 
     ``options``
         the values of options by name: "realm", "config", "timeout", "lgssd",
-        "instantiated".
+        "instantiated", "killed".
     ``arguments``
         those of docs/protocol.md 1, from ``create`` on.
     ``unknown``
@@ -112,6 +115,11 @@ class Call:
         return number if SHORTEST_TIMEOUT <= number <= LONGEST_TIMEOUT else 0
 
     @property
+    def lgssd(self) -> str:
+        """The path of lgssd's socket; empty for a request that lgssd is not to serve."""
+        return self.options.get("lgssd", LGSSD)
+
+    @property
     def instantiated(self) -> tuple[int, int]:
         """The value FD:STARTED of --instantiated: the read end of a pipe, from which the byte that
         says that the key is instantiated may be read already; and when the front began, in
@@ -120,6 +128,13 @@ class Call:
         if len(words) != 2 or not all(w.isascii() and w.isdecimal() and len(w) <= 15 for w in words):
             return -1, 0
         return int(words[0]), int(words[1])
+
+    @property
+    def killed(self) -> tuple[int, str]:
+        """The value ERRNO:CAUSE of --killed: what the native front's witness has given to the key, and
+        what had ended the process that served it."""
+        number, _, cause = self.options.get("killed", "").partition(":")
+        return int(number) if number.isascii() and number.isdecimal() and len(number) <= 4 else 0, cause
 
     @property
     def is_machine(self) -> bool:

@@ -81,6 +81,11 @@ def update(key: int, payload: bytes) -> None:
     _call("keyctl_update", (_serial, _bytes, _size), key, payload, len(payload))
 
 
+def invalidate(key: int) -> None:
+    """Take ``key`` away: keyctl_invalidate(3)."""
+    _call("keyctl_invalidate", (_serial,), key)
+
+
 def read(key: int) -> int:
     """The size in bytes of what ``key`` holds: keyctl_read(3) with no buffer."""
     return _call("keyctl_read", (_serial, _bytes, _size), key, None, 0)

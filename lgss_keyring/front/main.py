@@ -22,6 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from lgss_keyring.front import lgssd, witness
+
     Serve = Callable[[int, arguments.Call, word.Child], None]
     """Serves the upcall for a key; takes its serial, the call, and the child's ends of the pipes
     to the front.  The key is instantiated already, unless the front waits for a word."""
@@ -29,23 +31,31 @@ if TYPE_CHECKING:
 
 def run(given: Sequence[str], serve: Serve, log_refusal: arguments.LogRefusal) -> int:
     """Do the front's work for the arguments ``given``; returns the exit status."""
+    started = time.monotonic()
     call = arguments.Call(given)
     try:
         if call.wrong():
             raise ValueError
         if "instantiated" in call.options:
             _take_over(call, serve, log_refusal)
+        if "killed" in call.options:
+            from lgss_keyring.front import witness
+
+            log_refusal(call.serial, call, witness.reason_for(*call.killed), call.killed[0])
+            return 0
         # The alarm bounds the caller's wait even if somebody else holds a keyring lock.
         # 5 s were too short: of 200 upcalls at once on a slow machine 13 were lost.
         keyctl.alarm(call.timeout)
-        return _instantiate(call, serve, log_refusal)
+        return _instantiate(call, started, serve, log_refusal)
     except (ValueError, OSError, word.NoWordError) as error:
         from lgss_keyring.front import refusal
 
         return refusal.refuse(given, call, error, log_refusal)
 
 
-def _instantiate(call: arguments.Call, serve: Serve, log_refusal: arguments.LogRefusal) -> int:
+def _instantiate(
+    call: arguments.Call, started: float, serve: Serve, log_refusal: arguments.LogRefusal
+) -> int:
     key = call.serial
     keyctl.assume_authority(key)
     if call.key_type == "user":
@@ -53,6 +63,25 @@ def _instantiate(call: arguments.Call, serve: Serve, log_refusal: arguments.LogR
 
         requestor_place.hold_to_it(key, call)
     call.has_keyring = call.brings_credentials and _link_credentials(call.keyrings)
+    since = 0.0
+    # Credentials in a session keyring are out of a shared worker's reach.
+    if not call.has_keyring and os.path.exists(call.lgssd):
+        from lgss_keyring.front import lgssd
+
+        connection = lgssd.Connection.connect(call, started)
+        if connection is not None:
+            status = _ask_lgssd(key, call, started, connection, serve, log_refusal)
+            if status >= 0:
+                return status
+            since = started  # the word that did not come has taken some of the upcall's time
+    return _start(key, call, since, serve, log_refusal)
+
+
+def _start(
+    key: int, call: arguments.Call, since: float, serve: Serve, log_refusal: arguments.LogRefusal
+) -> int:
+    """Start the upcall without lgssd, unless a note says that it is known to fail; returns the exit
+    status.  ``since``: when its time began, of time.monotonic(), or 0 for now."""
     # The module that reads notes is loaded only if there is one.
     if not call.has_keyring and os.path.exists(call.failure_note):
         from lgss_keyring.front import known_failure
@@ -72,7 +101,9 @@ def _instantiate(call: arguments.Call, serve: Serve, log_refusal: arguments.LogR
         os.close(instantiated_writer)
         if word_reader >= 0:
             os.close(word_reader)
-        _child(key, call, word.Child(word_writer, instantiated_reader), serve, log_refusal)
+        child = word.Child(word_writer, instantiated_reader)
+        child.started = since
+        _child(key, call, child, serve, log_refusal)
     os.close(instantiated_reader)
     if word_reader >= 0:
         os.close(word_writer)
@@ -80,6 +111,53 @@ def _instantiate(call: arguments.Call, serve: Serve, log_refusal: arguments.LogR
         if number:
             keyctl.reject(key, seconds, number)
             return 1
+    _let_go(key, call, instantiated_writer)
+    return 0
+
+
+def _ask_lgssd(
+    key: int,
+    call: arguments.Call,
+    started: float,
+    connection: lgssd.Connection,
+    serve: Serve,
+    log_refusal: arguments.LogRefusal,
+) -> int:
+    """Do what lgssd says about ``key``; returns the exit status, or -1 if the front has to begin
+    anew without lgssd."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.close(writer)
+        child = word.Child(-1, reader)
+        child.started = started
+        _child(key, call, child, serve, log_refusal, connection)
+    os.close(reader)
+    is_served, number, seconds = connection.word()
+    if number:
+        keyctl.reject(key, seconds, number)
+        connection.done(0)
+        _quit(writer)
+        return 1
+    if not is_served:
+        connection.give_up()
+        if call.is_machine:
+            _quit(writer)
+            return -1
+    _let_go(key, call, writer)
+    return 0
+
+
+def _quit(writer: int) -> None:
+    """Let the child that reads from ``writer`` end; it has nothing to do."""
+    try:
+        os.write(writer, word.QUIT)
+    except OSError:
+        pass  # it was killed
+    os.close(writer)
+
+
+def _let_go(key: int, call: arguments.Call, writer: int) -> None:
+    """Instantiate ``key``, and tell the child so over ``writer``."""
     if call.key_type == "user":
         # One second more: the kernel counts whole seconds, and our answer must come before.
         keyctl.set_timeout(key, call.timeout + 1)
@@ -90,8 +168,7 @@ def _instantiate(call: arguments.Call, serve: Serve, log_refusal: arguments.LogR
         # No payload, and NEVER our own keyring as destination: this type links itself
         # there, and naming it hangs us in the kernel (docs/protocol.md 7).
         keyctl.instantiate(key, None, 0)
-    os.write(instantiated_writer, b"1")
-    return 0
+    os.write(writer, word.INSTANTIATED)
 
 
 def _link_credentials(keyrings: Sequence[str]) -> bool:
@@ -143,27 +220,36 @@ def _take_over(call: arguments.Call, serve: Serve, log_refusal: arguments.LogRef
 
 
 def _child(
-    key: int, call: arguments.Call, front: word.Child, serve: Serve, log_refusal: arguments.LogRefusal
+    key: int,
+    call: arguments.Call,
+    front: word.Child,
+    serve: Serve,
+    log_refusal: arguments.LogRefusal,
+    connection: lgssd.Connection | None = None,
 ) -> None:
     """Become the upcall's witness, whose child serves it; does not return.  If there is a witness
-    already, serve it here."""
+    already, serve it here.  ``connection``: to lgssd, if that serves the upcall."""
     try:
         _drop_authority()
         # With the default policy this process, and its child when it is woken, preempts the
         # front just before that exits. The caller was back 0.9 ms later then.
         _schedule(os.SCHED_BATCH)
-        server = 0
+        writes = None
         if not front.witness:
             from lgss_keyring.front import witness
 
             witness.detach()
             front.witness = os.getpid()
+            if connection is not None:
+                writes = witness.Writes()
             server = os.fork()
-        if server:
-            front.close()
-            witness.watch(server, key, call, log_refusal)
-        else:
-            _serve(key, call, front, serve, log_refusal)
+            if server:
+                front.close()
+                if connection is not None:
+                    connection.close()
+                witness.watch(server, key, call, log_refusal, writes)
+                return
+        _serve(key, call, front, serve, log_refusal, connection, writes)
     except BaseException as error:  # a damaged installation must not leave the caller waiting
         from lgss_keyring.front import answer, refusal
 
@@ -176,18 +262,32 @@ def _child(
 
 
 def _serve(
-    key: int, call: arguments.Call, front: word.Child, serve: Serve, log_refusal: arguments.LogRefusal
+    key: int,
+    call: arguments.Call,
+    front: word.Child,
+    serve: Serve,
+    log_refusal: arguments.LogRefusal,
+    connection: lgssd.Connection | None,
+    writes: witness.Writes | None,
 ) -> None:
-    """Serve the upcall.  If the front waits for no word, wait first until the key is instantiated."""
+    """Serve the upcall.  If the front waits for no word, wait first until the key is instantiated.
+    With a ``connection`` lgssd serves it, and this process only if lgssd does not; ``writes`` lets
+    the witness watch."""
+    is_instantiated = False
     if not front.is_due:
         is_instantiated = front.wait()
         if not is_instantiated:  # the front was killed, or has refused
             from lgss_keyring.front import refusal
 
-            if not refusal.instantiated(key, call, log_refusal):
+            if front.is_over or not refusal.instantiated(key, call, log_refusal):
                 return
-    keyctl.alarm(0)
+        keyctl.alarm(0)
     _schedule(os.SCHED_OTHER)
+    if connection is not None and writes is not None:
+        if is_instantiated and connection.serve(key, writes.watch):
+            return
+        connection.close()
+        writes.close()
     serve(key, call, front)
 
 

@@ -7,8 +7,9 @@ later error sends Lustre's recovery into a loop of upcalls for minutes (docs/pro
 ordinary user's upcall is instantiated at once, and its child gives no word.
 
 The word is one write of 1 or 5 bytes: ``G``, or ``R``, u16 errno, u16 seconds that the rejection
-lives, in host byte order.  The front writes one byte when the key is instantiated.  If it ends
-before, the child reads the end of the pipe.
+lives, in host byte order.  The front writes the byte ``1`` when the key is instantiated, and ``Q`` when
+it has rejected the key by lgssd's word, or begins anew without lgssd.  If it ends before, the child
+reads the end of the pipe.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 
 GO = b"G"
 REJECT = b"R"
+INSTANTIATED = b"1"
+QUIT = b"Q"
 
 
 class Child:
@@ -33,6 +36,8 @@ class Child:
         self.started = 0.0
         """When the front began, of time.monotonic(): the upcall's deadlines count from there.
         0: from when the child serves it."""
+        self.is_over = False
+        """Whether the front has told this child to end, as there is nothing left for it to do."""
 
     @property
     def descriptors(self) -> list[int]:
@@ -61,7 +66,8 @@ class Child:
         except OSError:
             done = b""  # that program has closed it
         self._instantiated = -1
-        return bool(done)
+        self.is_over = done == QUIT
+        return done == INSTANTIATED
 
     def reject(self, number: int, seconds: int) -> None:
         """Let the front reject the key with errno ``number`` for ``seconds``."""

@@ -1,4 +1,4 @@
-"""Serving one request by a worker, for the monitor of an upcall and for lgssd's.  It knows no key."""
+"""Serving one request by a worker of its own, for the monitor of an upcall.  It knows no key."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def serve(
     def serve_as_user(connection: MonitorConnection) -> Established | Failed:
         return work.run(request, settings, monitor, forked, connection)
 
-    subject = f"{'request' if request.description == 'pipe' else 'key'} {request.key}"
+    subject = f"key {request.key}"
     # A user's worker is under that user's control (docs/security.md, "What runs as whom"): the
     # line must not read as if root's process had found this out.
     speaker = "" if request.is_machine else f"worker of uid {request.uid} says: "

@@ -84,6 +84,8 @@ def log_refusal(key: int, call: Call, reason: str, number: int) -> None:
         kind, hint = Kind.KILLED, ""
     elif number == errno.EIO:
         kind, hint = Kind.KILLED, "somebody killed it, or memory ran out: see the kernel's log"
+    elif number == errno.ETIMEDOUT:
+        kind, hint = Kind.LIMIT, "the server or the mount is stuck; [lustre] reply_timeout sets this limit"
     elif number == errno.EACCES:
         kind, hint = Kind.NAMESPACE, "a container's process must name itself, or another one there"
     elif number in SHORTAGE:

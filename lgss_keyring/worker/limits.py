@@ -74,6 +74,10 @@ HANDLE_BYTES = 1024
 STRAY_REPLIES = 8
 """How many replies to calls that are not ours are passed over before the connection is given up."""
 
+NAME_SECONDS = 1.0
+"""How long a worker that stays takes the resolver's last answer."""
+NAMES = 1000
+"""How many of these it has."""
 LINKS = 40
 """How many symbolic links are followed to `[names] program`, as many as the kernel follows."""
 PROGRAM_LINE_BYTES = 1000

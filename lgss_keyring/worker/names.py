@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+import time
 
 from lgss_keyring.formats.errors import Kind, ResolutionError
 from lgss_keyring.formats.nid import (
@@ -21,7 +22,7 @@ from lgss_keyring.formats.nid import (
     may_be_ipv6,
 )
 from lgss_keyring.worker.identity import ENVIRONMENT
-from lgss_keyring.worker.limits import LINKS, PROGRAM_LINE_BYTES
+from lgss_keyring.worker.limits import LINKS, NAME_SECONDS, NAMES, PROGRAM_LINE_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _reverse_dns(address: str, nid: str, config: Config, hint: str) -> str:
             f"NID {nid} is not in [hosts], and [names] reverse_dns is off", kind=Kind.NO_HOST_NAME, hint=hint
         )
     try:
-        return _bounded(
+        return _from_resolver(
             lambda: socket.getnameinfo((address, 0), socket.NI_NAMEREQD)[0], f"NID {nid}", config.names
         )
     except OSError as error:
@@ -161,7 +162,7 @@ def own_host_name(config: Config) -> str:
         return node
     try:
         return (
-            _bounded(
+            _from_resolver(
                 # Bytes: for text Python would load the tables of IDNA, which a user in a
                 # mount namespace of their own may not have.
                 lambda: socket.getaddrinfo(os.fsencode(node), None, flags=socket.AI_CANONNAME)[0][3],
@@ -176,6 +177,28 @@ def own_host_name(config: Config) -> str:
             kind=Kind.NO_HOST_NAME,
             hint="put it into /etc/hosts, with its full name first",
         ) from error
+
+
+_found: dict[str, tuple[float, str]] = {}
+"""Names that the resolver has told, by subject, and when (time.monotonic())."""
+
+
+def _from_resolver(call: Callable[[], str], subject: str, names: Names) -> str:
+    """The result of ``call``, as :func:`_bounded`; or its last one if that is younger than
+    ``limits.NAME_SECONDS``.
+
+    A worker that stays may get hundreds of requests for one server at once, and nothing else of them
+    waits for a name server.
+    """
+    now = time.monotonic()
+    last = _found.get(subject)
+    if last is not None and now - last[0] < NAME_SECONDS:
+        return last[1]
+    name = _bounded(call, subject, names)
+    if len(_found) >= NAMES:
+        _found.clear()
+    _found[subject] = now, name
+    return name
 
 
 def _bounded(call: Callable[[], str], subject: str, names: Names) -> str:

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lgss_keyring.daemon import listener
 from lgss_keyring.daemon.dispatcher import Dispatcher
+from lgss_keyring.daemon.records import Records
 from lgss_keyring.daemon.settings import Settings
 from lgss_keyring.daemon.upcalls import Upcalls, listen
-from lgss_keyring.formats import job_messages, payload, worker_messages
+from lgss_keyring.formats import job_messages, payload, pipe, worker_messages
 from lgss_keyring.formats.callout import format_callout
 from lgss_keyring.formats.outcome import Established, Failed
 from lgss_keyring.front import lgssd_messages
@@ -116,6 +118,39 @@ class Child:
         self.connection.close()
 
 
+class PipePeer:
+    """A process that sends records, in the test's process."""
+
+    def __init__(self, path: str) -> None:
+        self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.connection.settimeout(10)
+        self.connection.connect(path)
+
+    def ask(self, uid: int, seq: int = 1, **fields: Any) -> None:
+        """Send a record for a context of ``uid``."""
+        values = {"gid": uid, "service": 1, "nid": LOOPBACK_NID, "obd_name": "fake-MDT0000-mdc", **fields}
+        self.connection.send(pipe.Upcall(seq=seq, uid=uid, **values).pack())
+
+    def hear(self) -> tuple[int, int]:
+        """The number of the next answer's record, and its errno, or the pid of the worker that has made
+        the context, negative."""
+        seq, answer = pipe.unpack_downcall(self.connection.recv(pipe.DOWNCALL_LIMIT))
+        if isinstance(answer, payload.FailurePayload):
+            return seq, answer.rpc_error
+        return seq, -int(struct.unpack("=Q", answer.handle)[0])
+
+    def served_by(self, uid: int) -> int:
+        """The pid of the worker that serves a record for ``uid``."""
+        self.ask(uid, seq=77)
+        seq, pid = self.hear()
+        assert seq == 77 and pid < 0, (seq, pid)
+        return -pid
+
+    def close(self) -> None:
+        """Be gone."""
+        self.connection.close()
+
+
 class FakeLgssd:
     """lgssd's loop in a process of its own; a context manager."""
 
@@ -137,14 +172,16 @@ class FakeLgssd:
         self.write_config(sections)
         self.sections = sections
         self._work = work
-        listener = listen(self.path)
+        self.pipe_path = str(self.folder / "pipe.sock")
+        listeners = listen(self.path), listener.listen(self.pipe_path)
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                self._serve(listener)
+                self._serve(*listeners)
             finally:
                 os._exit(1)
-        listener.close()
+        for each in listeners:
+            each.close()
 
     def write_config(self, sections: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the configuration."""
@@ -158,7 +195,7 @@ class FakeLgssd:
         self.config.write_text("\n".join(lines) + "\n")
         self.config.chmod(0o644)
 
-    def _serve(self, listener: socket.socket) -> NoReturn:
+    def _serve(self, upcall_listener: socket.socket, pipe_listener: socket.socket) -> NoReturn:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         settings = Settings(str(self.config))
         log = Log(path=str(self.log_file))
@@ -169,12 +206,18 @@ class FakeLgssd:
             self._work(Worker(connection, page))
             os._exit(0)
 
-        dispatcher = Dispatcher(settings, selector, log, lambda: upcalls.close_in_child(), run)
-        upcalls = Upcalls(listener, dispatcher, selector, log)
+        def close_in_child() -> None:
+            upcalls.close_in_child()
+            records.close_in_child()
+
+        dispatcher = Dispatcher(settings, selector, log, close_in_child, run)
+        upcalls = Upcalls(upcall_listener, dispatcher, selector, log)
+        records = Records(pipe_listener, settings, dispatcher, selector, log)
         while True:
             for key, _ in selector.select(dispatcher.timeout):
                 key.data()
             dispatcher.turn()
+            records.turn()
 
     def ask(
         self,
@@ -206,6 +249,16 @@ class FakeLgssd:
         )
         assert message is not None
         return Child(self.path, message)
+
+    def connect(self, uid: int = 0) -> PipePeer:
+        """A peer of the pipe's socket that is ``uid``, by the kernel."""
+        os.setegid(uid)
+        os.seteuid(uid)
+        try:
+            return PipePeer(self.pipe_path)
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
 
     def workers(self) -> list[int]:
         """The pids of its workers."""

@@ -18,7 +18,6 @@ from lgss_keyring.sptlrpc import Target
 from tests.support.site import HOST, LOOPBACK_NID, USER_UID, Site
 
 from .library import Peer
-from .waiting import within
 
 TARGET = Target(LOOPBACK_NID, 1, "lgss-MDT0000-mdc")
 
@@ -91,7 +90,6 @@ def peer(site: Site) -> Iterator[Peer]:
 def daemon(site: Site, peer: Peer) -> Iterator[Daemon]:
     daemon = Daemon(site, peer.port)
     yield daemon
-    assert within(5, lambda: not daemon.children())
     daemon.close()
 
 

@@ -22,7 +22,7 @@ from .waiting import within
 
 CONTEXT = b"a context of whatever bytes" * 20
 GO, PULSE, YOURSELF = lgssd_messages.GO, lgssd_messages.AT_WORK, lgssd_messages.DO_IT_YOURSELF
-_numbers = itertools.count()
+numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +57,14 @@ def served(
 ) -> Iterator[Callable[[], str]]:
     """A rule, and a lgssd that does ``script`` for each of its upcalls; gives a function that makes the
     description of a key."""
-    path = stand_in.directory / f"{next(_numbers)}.sock"
+    path = stand_in.directory / f"{next(numbers)}.sock"
     Path(f"{path}.word").write_text(f"{word_ms}\n")
-    tag = f"lgss:{os.getpid()}.native{next(_numbers)}:"
+    tag = f"lgss:{os.getpid()}.native{next(numbers)}:"
     with (
         FakeLgssd(path, script),
         Rule(f"{tag}*", stand_in.program, f"--lgssd {path} {options}".strip()),
     ):
-        yield lambda: f"{tag}{next(_numbers)}"
+        yield lambda: f"{tag}{next(numbers)}"
 
 
 def failed(data: bytes) -> int:

@@ -14,6 +14,7 @@ import pytest
 from lgss_keyring import sptlrpc
 from lgss_keyring.formats import payload, pipe
 from lgss_keyring.formats.errors import LgssError
+from lgss_keyring.formats.nid import PTL4
 from tests.support.site import HOST, STRANGER_UID, USER_UID, Site
 
 from .lgssd_process import TARGET, Daemon, upcall
@@ -115,18 +116,28 @@ def test_silent_kdc_has_a_deadline(site: Site, peer: Peer) -> None:
         daemon.close()
 
 
-def test_killed_monitor_is_answered(site: Site, daemon: Daemon) -> None:
+def test_a_record_whose_worker_is_killed_is_served_by_the_next(site: Site, daemon: Daemon) -> None:
     site.kinit()
     site.realm.pause_kdc()
     try:
         with daemon.connect() as connection:
             connection.send(upcall(seq=9).pack())
             assert within(2, lambda: len(daemon.children()) == 1)
-            os.kill(int(daemon.children()[0]), signal.SIGKILL)
-            answer = pipe.unpack_downcall(connection.recv(1000))
-            assert answer == (9, payload.FailurePayload(errno.EIO, 0))
+            (first,) = daemon.children()
+            os.kill(int(first), signal.SIGKILL)
+            assert within(2, lambda: len(daemon.children()) == 1 and daemon.children() != [first])
+            site.realm.resume_kdc()
+            seq, answer = pipe.unpack_downcall(connection.recv(pipe.DOWNCALL_LIMIT))
+            assert seq == 9 and isinstance(answer, payload.ContextPayload)
     finally:
         site.realm.resume_kdc()
+
+
+def test_a_network_without_ip_addresses(daemon: Daemon) -> None:
+    """No program of root's is asked for the name of a host that cannot be reached from here."""
+    _, answer = daemon.ask(upcall(nid=PTL4 << 48 | 5).pack())
+    assert answer == payload.FailurePayload(errno.EHOSTUNREACH, 0)
+    assert "NID 5@ptl4 has no IP address" in daemon.log_file.read_text()
 
 
 def test_without_keyrings(site: Site, peer: Peer) -> None:

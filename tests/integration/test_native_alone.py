@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +17,10 @@ from tests.support import native
 from tests.support.fake_lgssd import Connection
 from tests.support.native import StandIn
 from tests.support.requestor import Requestor
-from tests.support.site import machine_callout, user_callout
+from tests.support.site import USER_UID, machine_callout, user_callout
+from tests.support.stage import Rule
 
-from .native_front import GO, PULSE, YOURSELF, alone, served
+from .native_front import GO, PULSE, YOURSELF, alone, failed, numbers, served
 from .native_front import folder as folder
 from .native_front import root as root
 from .native_front import stand_in as stand_in
@@ -101,3 +106,128 @@ def test_killed_front(stand_in: StandIn, user: Requestor) -> None:
     with served(stand_in, script) as name:
         assert user.ask(name(), user_callout()).error == errno.ENOKEY
     assert alone(stand_in)[1] == ""
+
+
+def unheard(lgssd: Connection) -> None:
+    raise AssertionError("lgssd was called")
+
+
+@contextmanager
+def rule(stand_in: StandIn, options: str = "", **more: str) -> Iterator[Callable[[], str]]:
+    """A rule without a lgssd; gives a function that makes the description of a key."""
+    tag = f"lgss:{os.getpid()}.alone{next(numbers)}:"
+    words = f"--lgssd {stand_in.directory}/nobody.sock {options}".strip()
+    with Rule(f"{tag}*", stand_in.program, words, **more):
+        yield lambda: f"{tag}{next(numbers)}"
+
+
+@pytest.mark.parametrize("uid", [USER_UID, 0])
+def test_without_lgssd_the_child_becomes_lgss_keyring_py(stand_in: StandIn, uid: int) -> None:
+    with rule(stand_in) as name, Requestor(uid) as requestor:
+        answer = requestor.ask(name(), user_callout(), wait=0)
+        assert answer.error == 0 and answer.blocked < pace(0.5)
+    words, pipe = alone(stand_in)
+    assert pipe == "1" and words[-9] == str(answer.key)
+
+
+def test_machine_without_lgssd(stand_in: StandIn, root: Requestor) -> None:
+    with rule(stand_in) as name:
+        assert root.ask(name(), machine_callout()).error == errno.ENOKEY
+    assert alone(stand_in)[1] is None
+
+
+@pytest.mark.parametrize("options", ["", "-R A.REALM --config /etc/of/lgss.toml"])
+def test_note_of_a_failure(stand_in: StandIn, user: Requestor, options: str) -> None:
+    """Whether it holds is not for the native front to say."""
+    note = Path(f"/run/lgss/failed-{USER_UID}{'-A.REALM-%etc%of%lgss.toml' if options else ''}")
+    note.parent.mkdir(mode=0o700, exist_ok=True)
+    note.touch()
+    try:
+        with rule(stand_in, options) as name:
+            assert user.ask(name(), user_callout()).error == errno.ENOKEY
+        assert alone(stand_in)[1] is None
+    finally:
+        note.unlink()
+
+
+def test_user_with_a_queue(stand_in: StandIn, user: Requestor) -> None:
+    queue = Path(f"/run/lgss/slots/{USER_UID}.queue")
+    queue.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    queue.touch()
+    try:
+        with rule(stand_in) as name:
+            assert user.ask(name(), user_callout()).error == errno.ENOKEY
+        assert alone(stand_in)[1] is None
+    finally:
+        queue.unlink()
+
+
+def test_credentials_in_a_keyring(stand_in: StandIn, user: Requestor) -> None:
+    """They are linked by lgss_keyring.py, and lgssd is not asked."""
+    user.run(["keyctl", "newring", "_krb_x", "@s"])
+    with served(stand_in, unheard) as name:
+        assert user.ask(name(), user_callout()).error == errno.ENOKEY
+    ((words, pipe),) = stand_in.calls()
+    assert pipe is None and words[2] == "create"
+
+
+def test_requestor_in_another_mount_namespace(stand_in: StandIn, root: Requestor) -> None:
+    with served(stand_in, unheard) as name:
+        command = ["unshare", "--mount", "keyctl", "request2", "user", name(), user_callout(), "@s"]
+        with pytest.raises(RuntimeError, match="Required key not available"):
+            root.run(command)
+    ((words, pipe),) = stand_in.calls()
+    assert pipe is None and words[2] == "create"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--help"],
+        ["--nonsense", "x", "create"],
+        ["-R"],
+        ["-R", "", *"abcdefghij"],
+        ["--timeout", "1", *"abcdefghij"],
+        ["negate", "5", "user", "lgss:x", user_callout(), *"000000"],
+        ["create", "0", "user", "lgss:x", user_callout(), *"00000"],
+        ["create", "2147483648", "user", "lgss:x", user_callout(), *"00000"],
+        ["create", "5", "user", "other:x", user_callout(), *"00000"],
+        ["create", "5", "keyring", "lgss:x", user_callout(), *"00000"],
+        ["create", "5", "lgssc", "0@2a", "1:krb5:0:0", *"00000"],
+        ["create", "5", "lgssc", "0@2a", user_callout(), "-1", *"0000"],
+        ["create", "5", "lgssc", "0@2a", user_callout(), *"000000"],
+        ["-R", "A" * 9000, "create", "5", "lgssc", "0@2a", user_callout(), *"00000"],
+        ["--timeout", "3"] * 40 + ["create", "5", "lgssc", "0@2a", user_callout(), *"00000"],
+        ["create", "5", "lgssc", "0@2a", user_callout(), *"00000"],
+    ],
+    ids=lambda words: " ".join(words)[:40],
+)
+def test_arguments_that_are_not_for_it(stand_in: StandIn, words: list[str]) -> None:
+    """They go on as they came, also good ones of a key that is not there."""
+    assert subprocess.run([stand_in.program, *words]).returncode == 0
+    ((seen, pipe),) = stand_in.calls()
+    assert seen == words and pipe is None
+
+
+def test_damaged_lgss_keyring_py(stand_in: StandIn, user: Requestor) -> None:
+    """The witness answers for it."""
+    script = stand_in.directory / "lgss_keyring.py"
+    text = script.read_text()
+    script.write_text("#!/bin/sh\nexit 1\n")
+    try:
+        with rule(stand_in) as name:
+            assert failed(user.ask(name(), user_callout()).data) == errno.ELIBACC
+    finally:
+        script.write_text(text)
+
+
+def test_missing_lgss_keyring_py(stand_in: StandIn, user: Requestor) -> None:
+    script = stand_in.directory / "lgss_keyring.py"
+    script.rename(f"{script}.away")
+    try:
+        with rule(stand_in) as name:
+            assert failed(user.ask(name(), user_callout()).data) == errno.ELIBACC
+            assert user.ask(name(), machine_callout()).error == errno.ENOKEY
+    finally:
+        Path(f"{script}.away").rename(script)

@@ -11,6 +11,7 @@ from tests.support.requestor import Requestor
 from tests.support.site import Site, machine_callout
 
 from .answers import established
+from .lgssd_process import Daemon, upcall
 from .renewing import PRINCIPAL, Loop, exchanges, more, use
 from .waiting import pace, within
 
@@ -91,3 +92,13 @@ def test_use_is_noticed_by_the_loop(site: Site, node: Config, loop: Loop) -> Non
     loop.until(lambda: loop.renewals.has_tickets and not loop.renewals.has_process, pace(5))
     assert loop.renewals.timeout > 0.5
     assert within(1, lambda: not loop.renewals.has_process)
+
+
+def test_lgssd_renews_the_tickets_that_its_own_workers_got(
+    site: Site, private: Path, daemon: Daemon, life: Callable[[int, str], None]
+) -> None:
+    life(16, PRINCIPAL)
+    daemon.ask(upcall(0).pack())
+    before = exchanges(site)
+    assert within(pace(16), lambda: more(site, before)[1] >= 1)
+    assert within(5, lambda: "has been renewed" in daemon.log_file.read_text())

@@ -94,10 +94,11 @@ class ResidentWorker:
         """Its open descriptors."""
         return sorted(os.listdir(f"/proc/{self.pid}/fd"), key=int)
 
-    def pss(self) -> int:
-        """Its proportional set size in KiB."""
+    def memory(self) -> int:
+        """KiB of its own memory.  Not its proportional set size (PSS), which grows when the process that
+        forked it writes to a page that both have."""
         with open(f"/proc/{self.pid}/smaps_rollup", encoding="ascii") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+            return next(int(line.split()[1]) for line in file if line.startswith("Anonymous:"))
 
     def wait(self, seconds: float = 10) -> int:
         """Its exit code, once it has ended."""

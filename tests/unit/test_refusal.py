@@ -10,10 +10,11 @@ import pytest
 
 from lgss_keyring.formats import callout, errors
 from lgss_keyring.formats.payload import FailurePayload
-from lgss_keyring.front import answer, arguments, keyctl, main, refusal
+from lgss_keyring.front import answer, arguments, keyctl, lgssd, lgssd_messages, main, refusal
 from lgss_keyring.front.arguments import Call
 from lgss_keyring.front.word import NoWordError
-from lgss_keyring.system import keyrings
+from lgss_keyring.monitor import init_channel
+from lgss_keyring.system import keyrings, keys
 from tests.support.stage import Stage
 
 GOOD = ["create", "5", "user", "lgss:x", "callout", "0", "0", "0", "0", "0"]
@@ -93,6 +94,9 @@ def test_what_the_front_has_of_its_own_is_what_the_package_has() -> None:
     assert refusal.SHORTAGE == errors.SHORTAGE
     assert main.COLLECTION == keyrings.COLLECTION
     assert arguments.USER_PREFIX == callout.USER_PREFIX
+    assert lgssd.GONE == keys.GONE
+    assert (lgssd.RECORD_VERSION, lgssd.OBD_NAME_BYTES) == (init_channel.VERSION, init_channel.OBD_NAME_BYTES)
+    assert lgssd_messages.REPLY_LIMIT == init_channel.REPLY_SIZE
 
 
 USER = "0:krb5:1000:1000::-:1:0x20000c0a80105:lustre-MDT0000-mdc:0x20000c0a80106:0"

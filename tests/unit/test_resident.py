@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 import time
 from collections.abc import Iterator
@@ -13,9 +14,11 @@ import pytest
 
 from lgss_keyring.formats import config, worker_messages
 from lgss_keyring.formats.callout import format_callout
+from lgss_keyring.formats.errors import ResolutionError
 from lgss_keyring.formats.nid import Nid
 from lgss_keyring.formats.outcome import Answer, Failed
 from lgss_keyring.formats.worker_messages import CredentialReady, Token
+from lgss_keyring.worker import names
 from tests.support.resident import ResidentWorker, arguments
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody")
@@ -227,7 +230,29 @@ def test_no_descriptor_and_no_memory_is_left(worker: ResidentWorker) -> None:
             worker.answer(number)
 
     some(100)
-    before = worker.descriptors(), worker.pss()
+    before = worker.descriptors(), worker.memory()
     some(2000)
     assert worker.descriptors() == before[0]
-    assert worker.pss() < before[1] * 1.05
+    assert worker.memory() < before[1] * 1.05
+
+
+def test_a_name_is_asked_for_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def told(address: tuple[str, int], flags: int) -> tuple[str, str]:
+        asked.append(address[0])
+        if address[0].endswith(".9"):
+            raise OSError("no name")
+        return f"host{len(asked)}", ""
+
+    monkeypatch.setattr(socket, "getnameinfo", told)
+    monkeypatch.setattr(names, "_found", {})
+    nids = [Nid.parse(f"10.9.9.{number}@tcp") for number in (1, 2, 9)]
+    nothing = config.Config()
+    assert [names.host_name(nid, nothing) for nid in (*nids[:2], *nids[:2])] == ["host1", "host2"] * 2
+    for _ in range(2):  # a name that was not found is asked for again
+        with pytest.raises(ResolutionError):
+            names.host_name(nids[2], nothing)
+    assert len(asked) == 4
+    monkeypatch.setattr(names, "NAME_SECONDS", 0)
+    assert names.host_name(nids[0], nothing) == "host5"

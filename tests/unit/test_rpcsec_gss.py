@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import select
 import socket
 import struct
 import threading
@@ -21,7 +22,7 @@ from lgss_keyring.formats.errors import ChannelError
 from lgss_keyring.worker.channel import rpcsec_gss
 from lgss_keyring.worker.channel.interface import Reply
 from lgss_keyring.worker.channel.rpcsec_gss import RpcsecGssChannel
-from lgss_keyring.worker.channel.rpcsec_messages import Program, Reader
+from lgss_keyring.worker.channel.rpcsec_messages import Program, Reader, Records
 
 from .almost import single_faults
 
@@ -264,3 +265,78 @@ def test_reader_never_reads_past_the_end(data: bytes, limit: int) -> None:
             assert len(reader.opaque(limit)) <= limit
     except ValueError:
         pass
+
+
+def test_it_goes_on_without_waiting() -> None:
+    """A channel that is not waited for: each step returns at once."""
+    come = threading.Event()
+
+    def serve(connection: socket.socket, call: bytes) -> None:
+        come.wait(10)
+        whole = accepted(call[:4], init_res())
+        for part in (whole[:5], whole[5:]):
+            connection.sendall(part)
+            time.sleep(0.05)
+
+    with server(serve) as channel:
+        assert channel.fileno() == -1
+        channel.begin(b"token", b"")
+        steps = 0
+        while not channel.events & select.POLLIN:
+            assert channel.go_on() is None
+            steps += 1
+        assert 1 <= steps < 1000 and channel.fileno() >= 0
+        assert channel.go_on() is channel.go_on() is None
+        come.set()
+        while (reply := channel.go_on()) is None:
+            select.select([channel], [], [], 5)
+    assert reply.handle == b"hdl"
+
+
+def test_a_server_that_takes_no_connection() -> None:
+    listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+    held = [socket.socket() for _ in range(4)]
+    try:
+        for each in held:
+            each.setblocking(False)
+            each.connect_ex(listener.getsockname())
+        channel = RpcsecGssChannel("127.0.0.1", listener.getsockname()[1], 1, 1, 0.3, 5.0)
+        channel.begin(b"t", b"")
+        assert channel.go_on() is None and channel.events == select.POLLOUT
+        with pytest.raises(ChannelError) as caught:
+            channel.exchange(b"t", b"")
+        assert (caught.value.errno, caught.value.kind) == (errno.ETIMEDOUT, "acceptor-unreachable")
+        channel.close()
+    finally:
+        for each in (*held, listener):
+            each.close()
+
+
+def test_a_server_that_takes_no_call_holds_nobody() -> None:
+    """Its window is full: what is left of the call waits, until the time is over."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    channel = RpcsecGssChannel("127.0.0.1", listener.getsockname()[1], 1, 1, 1.0, 0.3)
+    try:
+        with pytest.raises(ChannelError) as caught:
+            channel.exchange(bytes(30_000_000), b"")
+        assert (caught.value.errno, caught.value.kind) == (errno.ETIMEDOUT, "acceptor-silent")
+    finally:
+        channel.close()
+        listener.close()
+
+
+@given(st.lists(st.lists(st.binary(max_size=20), min_size=1, max_size=4), max_size=5), st.data())
+def test_records_in_any_pieces(bodies: list[list[bytes]], data: st.DataObject) -> None:
+    stream = b""
+    for fragments in bodies:
+        for fragment in fragments[:-1]:
+            stream += struct.pack(">I", len(fragment)) + fragment
+        stream += struct.pack(">I", 1 << 31 | len(fragments[-1])) + fragments[-1]
+    records, found = Records(), []
+    while stream:
+        length = data.draw(st.integers(1, len(stream)))
+        records.feed(stream[:length])
+        stream = stream[length:]
+        while (record := records.next()) is not None:
+            found.append(record)
+    assert found == [b"".join(fragments) for fragments in bodies]

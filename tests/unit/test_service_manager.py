@@ -291,10 +291,11 @@ def test_the_units_have_the_sockets_of_the_program() -> None:
 def test_the_bounds_of_the_unit_hold_the_limits_of_the_program() -> None:
     unit = settings_of("lgssd.service")
     # Part 4 of its design: a user's workers hold 32 MiB together.
-    workers = limits.RESIDENT_WORKERS // limits.WORKERS_OF_AN_OWNER * 32
-    messages = limits.UPCALLS * 32 // 1024  # MiB: 32 KiB each
-    assert unit["MemoryMax"] == "1G" and workers + messages + 64 <= 1024
-    tasks = 1 + limits.RESIDENT_WORKERS + 2 * limits.WORKERS + limits.CONNECTIONS
+    memory = (limits.RESIDENT_WORKERS // limits.WORKERS_OF_AN_OWNER + 2) * 32
+    messages = (limits.UPCALLS + limits.RECORDS) * 32 // 1024  # MiB: 32 KiB each
+    assert unit["MemoryMax"] == "1G" and memory + messages + 64 <= 1024
+    workers = limits.RESIDENT_WORKERS + 2 * limits.WORKERS_OF_AN_OWNER
+    tasks = 2 + 2 * workers + limits.CONNECTIONS
     assert tasks <= int(unit["TasksMax"]) <= 1.2 * tasks
     ending = limits.ENDING_SECONDS + limits.DYING_SECONDS
     assert float(unit["TimeoutStopSec"]) > 2 * ending
