@@ -72,9 +72,14 @@ def request(requestor: int = 0) -> UpcallRequest:
     return parse_request(arguments)
 
 
-def use(node: Config, service: str = MDS, requestor: int = 0) -> None:
+def use(node: Config, service: str = MDS, requestor: int = 0, steps: Steps | None = None) -> None:
     """What an upcall does, up to its first token: all of its exchanges with the KDC."""
-    krb5.initiator(request(requestor), node, service, lambda *_: None, set()).step(None)
+
+    def report(level: str, text: str) -> None:
+        if steps is not None:
+            steps.append((level, text))
+
+    krb5.initiator(request(requestor), node, service, report, set()).step(None)
 
 
 def tickets(node: Config, steps: Steps) -> KeptTickets:

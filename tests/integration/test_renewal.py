@@ -131,6 +131,31 @@ def test_kdc_that_is_down_leaves_the_old_ticket(site: Site, node: Config, steps:
     assert dues(node, steps)[0].end > due.end
 
 
+def test_ticket_that_ends_soon_is_used_while_no_kdc_answers(
+    site: Site, node: Config, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The renewal has failed, and so does the upcall's own attempt."""
+    use(node)
+    (due,) = dues(node, steps)
+    good = krb5_library.Ticket.good
+    is_service = limits.GOOD_SERVICE_TICKET_SECONDS
+    monkeypatch.setattr(
+        krb5_library.Ticket, "good", lambda self, *margin: margin == (is_service,) and good(self, *margin)
+    )
+    site.realm.stop_kdc()
+    try:
+        use(node, MDS, 0, steps)
+        assert any(
+            level == "warning" and "using the kept ticket, which ends" in text for level, text in steps
+        )
+        Path(due.file.path).unlink()
+        with pytest.raises(CredentialError) as caught:
+            use(node)
+        assert caught.value.kind == Kind.KDC_UNREACHABLE
+    finally:
+        site.realm.start_kdc()
+
+
 def test_service_that_the_kdc_refuses_keeps_no_other_from_its_renewal(
     site: Site, node: Config, steps: Steps
 ) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from lgss_keyring.formats.config import Config, Upcall
 from tests.support.requestor import Requestor
@@ -102,3 +106,40 @@ def test_lgssd_renews_the_tickets_that_its_own_workers_got(
     before = exchanges(site)
     assert within(pace(16), lambda: more(site, before)[1] >= 1)
     assert within(5, lambda: "has been renewed" in daemon.log_file.read_text())
+
+
+LGSSD_OF_SYSTEMD = """
+import os, socket, sys
+from lgss_keyring.daemon import limits
+limits.LOOK_SECONDS, limits.IDLE_LIFE_SECONDS = 0.1, 1.0
+for number, name in enumerate(("upcall", "pipe"), 3):
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(f"{sys.argv.pop()}.{name}")
+    listener.listen()
+    if listener.fileno() != number:
+        os.dup2(listener.fileno(), number)
+    listener.detach()
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES="upcall:pipe")
+from lgss_keyring.daemon.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("is_in_use", [False, True])
+def test_lgssd_that_systemd_started_stays_while_there_are_tickets_to_renew(
+    site: Site, node: Config, tmp_path: Path, is_in_use: bool
+) -> None:
+    if is_in_use:
+        use(node)
+    path = str(tmp_path / "socket")
+    with site.upcalls() as upcalls:  # for its configuration, which is that of ``node``
+        command = [sys.executable, "-c", LGSSD_OF_SYSTEMD, "--config", str(upcalls.config_file), path, path]
+        with subprocess.Popen(command) as lgssd:
+            try:
+                if is_in_use:
+                    with pytest.raises(subprocess.TimeoutExpired):
+                        lgssd.wait(pace(5))
+                else:
+                    assert lgssd.wait(pace(5)) == 0
+            finally:
+                lgssd.terminate()

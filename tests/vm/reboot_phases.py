@@ -89,8 +89,8 @@ def test_after_the_reboot_it_works() -> None:
         status = Path(path).lstat()
         assert status.st_uid == 0
         assert stat.S_ISLNK(status.st_mode) or not status.st_mode & 0o022, path
-    # No state of the boot before: it lives in keys and ccaches.
-    assert not in_state()
+    # No state of the boot before: it lives in keys and ccaches. The folder is there for lgssd's socket.
+    assert in_state() == ["/run/lgss"] and not list(Path("/run/lgss").iterdir())
     with Site() as site, Upcalls(site, {"rpcsec_gss": {"reply_timeout": 30}}, "--timeout 120") as upcalls:
         site.realm.kinit("alice", UID, UID)
         with Requestor(UID) as user:
@@ -102,6 +102,7 @@ def test_after_the_reboot_it_works() -> None:
 
 
 def test_after_uninstall_nothing_is_left() -> None:
+    assert subprocess.run(["systemctl", "cat", "lgssd.socket"], capture_output=True).returncode
     assert not added() and not in_state()
     no_denial()
 

@@ -21,7 +21,7 @@ import os
 
 from lgss_keyring.formats.config import ContainerKrb5
 from lgss_keyring.formats.errors import CredentialError, Kind, LgssError
-from lgss_keyring.worker import gss_library, krb5_library
+from lgss_keyring.worker import gss_library, krb5_library, limits
 from lgss_keyring.worker.creds import Credential, cache_owner, principals, ticket_file
 from lgss_keyring.worker.creds.service_tickets import ServiceTickets
 
@@ -108,7 +108,7 @@ class _Search:
         kept = self.kept_tgt(principal)
         origin = ("keytab", self._krb5.keytab, str(principal))
         if kept is None:
-            return self.credential(self._renew(keytab, principal), service, origin)
+            return self.credential(self._renew_or_use_up(keytab, principal), service, origin)
 
         def anew() -> Credential:
             # For example after a change of enctypes, or if the realm was made anew.
@@ -173,12 +173,30 @@ class _Search:
             hint=self._principals.advice(parts),
         )
 
-    def kept_tgt(self, principal: krb5_library.Principal) -> krb5_library.Creds | None:
-        """The TGT of ``principal`` that an earlier upcall has kept, if it is good."""
+    def kept_tgt(
+        self, principal: krb5_library.Principal, seconds: float = limits.GOOD_TICKET_SECONDS
+    ) -> krb5_library.Creds | None:
+        """The TGT of ``principal`` that an earlier upcall has kept, if it is good; ``seconds`` as in
+        :meth:`.krb5_library.Ticket.good`."""
         for ticket in self._tgt_file(principal).read(self._context):
-            if ticket.is_ticket_granting() and ticket.good():
+            if ticket.is_ticket_granting() and ticket.good(seconds):
                 return ticket.creds
         return None
+
+    def _renew_or_use_up(
+        self, keytab: krb5_library.KeyTab, principal: krb5_library.Principal
+    ) -> krb5_library.Creds:
+        """A new TGT; or, if no KDC answers, the kept one that ends soon: a context of some minutes is
+        better than none, and the next one may find a KDC."""
+        try:
+            return self._renew(keytab, principal)
+        except CredentialError as error:
+            kept = self.kept_tgt(principal, limits.GOOD_SERVICE_TICKET_SECONDS)
+            if error.kind != Kind.KDC_UNREACHABLE or kept is None:
+                raise
+            ends = krb5_library.shown_time(kept.times.endtime)
+            self._report("warning", f"{error.reason}; using the kept ticket, which ends {ends}: {error.hint}")
+            return kept
 
     def _tgt_file(self, principal: krb5_library.Principal) -> TicketFile:
         return ticket_file.of_tgt(self._krb5, self._krb5.keytab, str(principal))
