@@ -39,6 +39,7 @@ __all__ = [
     "message",
     "names",
     "sec_contexts",
+    "shown_name",
 ]
 
 KRB5 = MechType.kerberos
@@ -116,6 +117,11 @@ CAUSES = {
         "set default_realm in [libdefaults] of krb5.conf, or -R REALM in the request-key rule",
     ),
 }
+
+
+def shown_name(name: names.Name | None) -> str:
+    """``name`` for people."""
+    return names.display_name(name).name.decode("utf-8", "replace") if name else "?"
 
 
 def cause_of(error: GSSError) -> Cause | None:

@@ -19,9 +19,11 @@ class Credential(Record):
     a cache; None if that would be the same one again.  ``service_tickets`` keeps the tickets
     for services that are got with it, for later upcalls; None if none are kept.  ``memory`` is the
     MEMORY cache that ``handle`` uses, if it uses one, and lives as long as the credential.
+    ``name`` is the initiator's, for people; empty if nobody has asked the handle for it yet.
     """
 
     handle: gss_library.creds.Creds
     anew: Callable[[], Credential] | None = None
     service_tickets: ServiceTickets | None = None
     memory: krb5_library.MemoryCache | None = None
+    name: str = ""

@@ -60,7 +60,7 @@ def acquire(
         else:
             memory = krb5_library.MemoryCache(context)
             cache = memory.name
-        return Credential(_handle(cache), memory=memory)
+        return _credential(cache, memory)
     except gss_library.GSSError as error:
         explained = gss_library.explain(error, problem, CredentialError)
         if obstacle is None:
@@ -78,9 +78,9 @@ def acquire(
     raise explained from cause
 
 
-def _handle(cache: bytes | None) -> gss_library.creds.Creds:
-    """The credential in ``cache`` (None: the default one); if there is none, one that the client
-    keytab gives, which is put there.  Raises GSSError."""
+def _credential(cache: bytes | None, memory: krb5_library.MemoryCache | None) -> Credential:
+    """The credential in ``cache`` (None: the default one), which is that of ``memory`` if there is one; if
+    it has none, one that the client keytab gives, which is put there.  Raises GSSError."""
     if cache is None:
         handle = gss_library.creds.acquire_cred(None, mechs=[gss_library.KRB5], usage="initiate").creds
     else:
@@ -88,8 +88,8 @@ def _handle(cache: bytes | None) -> gss_library.creds.Creds:
             {b"ccache": cache}, mechs=[gss_library.KRB5], usage="initiate"
         ).creds
     # Only this call makes libkrb5 look into the cache.
-    gss_library.creds.inquire_cred(handle, lifetime=True, usage=False, mechs=False)
-    return handle
+    found = gss_library.creds.inquire_cred(handle, lifetime=True, usage=False, mechs=False)
+    return Credential(handle, memory=memory, name=gss_library.shown_name(found.name))
 
 
 def _default_name(context: krb5_library.Context) -> bytes:
@@ -129,7 +129,7 @@ def _elsewhere(context: krb5_library.Context, default: bytes, uid: int, report: 
         name, tgt = best
         report("info", f"the default cache has no valid credential; using {name}")
         memory = krb5_library.MemoryCache(context, tgt.creds)
-        return Credential(_handle(memory.name), memory=memory)
+        return _credential(memory.name, memory)
     except (krb5_library.Krb5Error, gss_library.GSSError, LgssError, OSError) as error:
         report("debug", f"no other credential can be used: {error}")
         return None

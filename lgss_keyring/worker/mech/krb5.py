@@ -76,7 +76,7 @@ class Krb5Initiator:
         self._service = service
         self._context: gss_library.sec_contexts.SecurityContext | None = None
         self._target = gss_library.names.import_name(service.encode(), gss_library.NameType.hostbased_service)
-        self.name = self._inquire_name()
+        self.name = credential.name or self._inquire_name()
         report("debug", f"the initiator is {self.name}")
 
     def close(self) -> None:
@@ -93,8 +93,7 @@ class Krb5Initiator:
             result = gss_library.creds.inquire_cred(
                 self._credential.handle, lifetime=True, usage=False, mechs=False
             )
-            name = result.name
-            return gss_library.names.display_name(name).name.decode("utf-8", "replace") if name else "?"
+            return gss_library.shown_name(result.name)
         except gss_library.GSSError as error:
             raise self._failure("cannot use the credential", error) from error
 
@@ -122,7 +121,7 @@ class Krb5Initiator:
                 # The first cause is the one to report: there may be no keytab at all.
                 self._report("debug", second.reason)
                 raise failure from error
-            self.name = self._inquire_name()
+            self.name = self._credential.name or self._inquire_name()
             return self.step(None)
         self._context = result.context
         self.complete = not result.more_steps
