@@ -172,7 +172,12 @@ def test_credentials_in_a_keyring(stand_in: StandIn, user: Requestor) -> None:
 
 
 def test_requestor_in_another_mount_namespace(stand_in: StandIn, root: Requestor) -> None:
-    with served(stand_in, unheard) as name:
+    """What lgssd has begun comes to nothing."""
+
+    def script(lgssd: Connection) -> None:
+        assert lgssd.has_ended()
+
+    with served(stand_in, script) as name:
         command = ["unshare", "--mount", "keyctl", "request2", "user", name(), user_callout(), "@s"]
         with pytest.raises(RuntimeError, match="Required key not available"):
             root.run(command)

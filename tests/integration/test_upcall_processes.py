@@ -163,7 +163,7 @@ def test_the_child_imports_only_what_it_uses(site: Site) -> None:
         "mech.load('krb5').prepare(types.SimpleNamespace(is_machine=False));"
         "from lgss_keyring.worker.channel import rpcsec_gss; print(*sorted(sys.modules))"
     )
-    interpreter = (site.stage.program.read_text().splitlines()[0]).removeprefix("#!").split()
+    interpreter = (site.stage.script.read_text().splitlines()[0]).removeprefix("#!").split()
     done = subprocess.run(
         [*interpreter, "-c", code, str(site.stage.directory)], capture_output=True, text=True, check=True
     )
@@ -186,7 +186,7 @@ def test_a_damaged_installation_still_answers(site: Site, ticket: int) -> None:
     for name in ("__init__.py", "front", "formats"):
         (broken / "lgss_keyring" / name).symlink_to(package / name)
     front = broken / "lgss_keyring.py"
-    front.write_text(site.stage.program.read_text())
+    front.write_text(site.stage.script.read_text())
     front.chmod(0o755)
     with site.upcalls(program=front) as upcalls, Requestor(ticket) as user, kernel_log() as line_with:
         answer = user.ask(upcalls.name(), user_callout())
@@ -202,7 +202,7 @@ def test_an_installation_without_its_first_module_says_so(site: Site, ticket: in
     front.parent.mkdir()
     # syslog goes to a file here: nothing of ours is there to be asked for a log.
     told = front.parent / "told"
-    text = site.stage.program.read_text()
+    text = site.stage.script.read_text()
     assert text.count("    import syslog\n") == 1
     fake = (
         "    class syslog:\n"
