@@ -98,8 +98,8 @@ def test_killed_front(stand_in: StandIn, user: Requestor) -> None:
     """The child finds out by itself what came of the key: lgss_keyring.py does."""
 
     def script(lgssd: Connection) -> None:
-        # The front and its two children.
-        assert within(5, lambda: len(stand_in.pids()) == 3)
+        # The front and its child.
+        assert within(5, lambda: len(stand_in.pids()) == 2)
         os.kill(stand_in.pids()[0], signal.SIGKILL)
         time.sleep(0.3)
 
@@ -215,24 +215,23 @@ def test_arguments_that_are_not_for_it(stand_in: StandIn, words: list[str]) -> N
     assert seen == words and pipe is None
 
 
-def test_damaged_lgss_keyring_py(stand_in: StandIn, user: Requestor) -> None:
-    """The witness answers for it."""
+@contextmanager
+def replaced(stand_in: StandIn, text: str) -> Iterator[None]:
+    """Let lgss_keyring.py be ``text`` for a while, or missing if that is empty."""
     script = stand_in.directory / "lgss_keyring.py"
-    text = script.read_text()
-    script.write_text("#!/bin/sh\nexit 1\n")
+    away = script.rename(stand_in.directory / "away")
     try:
-        with rule(stand_in) as name:
-            assert failed(user.ask(name(), user_callout()).data) == errno.ELIBACC
+        if text:
+            script.write_text(text)
+            script.chmod(0o755)
+        yield
     finally:
-        script.write_text(text)
+        away.rename(script)
 
 
-def test_missing_lgss_keyring_py(stand_in: StandIn, user: Requestor) -> None:
-    script = stand_in.directory / "lgss_keyring.py"
-    script.rename(f"{script}.away")
-    try:
-        with rule(stand_in) as name:
-            assert failed(user.ask(name(), user_callout()).data) == errno.ELIBACC
-            assert user.ask(name(), machine_callout()).error == errno.ENOKEY
-    finally:
-        Path(f"{script}.away").rename(script)
+@pytest.mark.parametrize("text", ["#!/bin/sh\nexit 1\n", ""], ids=["damaged", "missing"])
+def test_lgss_keyring_py_that_does_not_run(stand_in: StandIn, user: Requestor, text: str) -> None:
+    """The witness answers for it. A key that is not instantiated is negated by the kernel."""
+    with replaced(stand_in, text), rule(stand_in) as name:
+        assert failed(user.ask(name(), user_callout()).data) == errno.ELIBACC
+        assert user.ask(name(), machine_callout()).error == errno.ENOKEY
