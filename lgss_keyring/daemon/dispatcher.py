@@ -6,6 +6,7 @@ import time
 
 from lgss_keyring.daemon import limits
 from lgss_keyring.daemon.pool import Pool
+from lgss_keyring.daemon.reaper import Reaper
 from lgss_keyring.daemon.renewals import Renewals
 from lgss_keyring.daemon.turns import Turns
 from lgss_keyring.worker import resident
@@ -41,6 +42,7 @@ class Dispatcher:
         self._changed: list[Negotiation] = []
         """Those that have ended, or need a worker again."""
         self.pool = Pool(selector, run, log, in_child)
+        self.reaper = Reaper(self.pool, log)
         self.renewals = Renewals(lambda: settings.current, log, in_child)
         self._numbers: dict[int, int] = {}
         self._looked_at_workers = self._looked_at_clocks = 0.0
@@ -121,6 +123,7 @@ class Dispatcher:
         self._turns.serve(self._start, limits.MESSAGES_AT_ONCE)
         self._look_at_changed()
         self.renewals.turn()
+        self.reaper.turn()
 
     def _look_at_changed(self) -> None:
         while self._changed:

@@ -88,6 +88,23 @@ CLOCK_SECONDS = 0.1
 UPDATE_SECONDS = 5.0
 """How long a child may take for its last word, beyond the patience that it was given."""
 
+# Dead contexts in keyrings (lgss_keyring/daemon/reaper.py).
+
+REAP_SECONDS = 60.0
+"""How often a user's worker looks for them, while there is one."""
+
+REAP_IDLE_SECONDS = 2.0
+"""A worker is asked for it when it has been idle for so long..."""
+
+REAP_BUSY_SECONDS = 15.0
+"""...or when this has passed since the look was due."""
+
+REAP_ORPHAN_SECONDS = 3.0
+"""How soon it looks again if it has seen what may be an orphan; the worker's own limit is 2 s."""
+
+REAP_ANSWER_SECONDS = 2.0
+"""How long its answer is waited for, in which the user's requests come first."""
+
 # The life of lgssd (lgss_keyring/daemon/life.py).
 
 LOOK_SECONDS = 5.0

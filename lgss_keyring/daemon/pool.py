@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     class Client(Protocol):
         """Whoever a job is for."""
 
-        request: UpcallRequest
         is_begun: bool
         """Whether its worker has said anything about it."""
 
@@ -125,6 +124,10 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self._workers)
+
+    def all(self) -> list[Worker]:
+        """All workers that have not ended."""
+        return list(self._workers.values())
 
     def of(self, owner: int) -> list[Worker]:
         """The workers of ``owner`` that may get jobs."""

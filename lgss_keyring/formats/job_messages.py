@@ -10,11 +10,14 @@ that user, several at a time.  It and lgssd share one SOCK_SEQPACKET pair, and a
                                     a new job
     R, F                            what init_channel gave for the job's token
     D                               drop the job: nobody waits for it any more, or another worker does it
+    X                               a job of another kind: take dead contexts out of the user keyring
 
 and from it:
 
     G  u32 gid, u8 from_passwd      job 0: the first message, while the worker is still root
     S, C, T, E, F                   as in worker_messages; E and F end the job
+    X  u32 revoked, u32 expired, u32 orphans, u32 waiting
+                                    what was found of dead contexts; ends the job
 
 The worker reads all that has come before it begins the next job, so that a D for a job that it has not
 begun costs nothing.  It sends no S below the configured level of the log: each message has its price.
@@ -41,6 +44,9 @@ TEXTS = 11
 _HEAD = struct.Struct("=I")
 _JOB = struct.Struct("=IcI")
 _GROUP = struct.Struct("=IcI?")
+_DEAD_KEYS = struct.Struct("=cIIII")
+COLLECT = b"X"
+"""The message X to the worker."""
 
 
 class Job(Record):
@@ -89,6 +95,29 @@ def unpack_group(message: bytes) -> tuple[int, bool] | None:
     if len(message) != _GROUP.size or message[4:5] != b"G":
         return None
     return _GROUP.unpack(message)[2], _GROUP.unpack(message)[3]
+
+
+class DeadKeys(Record):
+    """An X message of a worker: how many contexts were ``revoked``, and ``orphans``, and were taken out of
+    the user keyring; how many have ``expired``, which the kernel takes out; and how many seem to be
+    orphans, and will be known to be in :data:`lgss_keyring.worker.limits.ORPHAN_SECONDS`."""
+
+    revoked: int
+    expired: int
+    orphans: int
+    waiting: int
+
+    def pack(self) -> bytes:
+        """The message without the job's number."""
+        return _DEAD_KEYS.pack(COLLECT, self.revoked, self.expired, self.orphans, self.waiting)
+
+    @classmethod
+    def unpack(cls, message: bytes) -> DeadKeys:
+        """The message without the job's number; raises struct.error."""
+        kind, *counts = _DEAD_KEYS.unpack(message)
+        if kind != COLLECT:
+            raise struct.error("no counts of dead keys")
+        return cls(*counts)
 
 
 class Page:

@@ -75,6 +75,17 @@ def members(keyring: int) -> list[int]:
     return [int.from_bytes(data[at : at + 4], sys.byteorder) for at in range(0, len(data), 4)]
 
 
+def read(key: int) -> bytes:
+    """The payload of ``key``; type ``lgssc`` cannot be read (EOPNOTSUPP)."""
+    return fetch(f"read key {key}", "keyctl_read", key)
+
+
+def invalidate(key: int) -> None:
+    """Make ``key`` vanish from all keyrings, so that its name is free again.  Goes by serial, unlike
+    :func:`unlink`."""
+    call(f"invalidate key {key}", "keyctl_invalidate", (SERIAL,), key)
+
+
 def has_collection(keyring: int) -> bool:
     """Whether there is any collection of KEYRING caches in ``keyring``."""
     try:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import ctypes
 import errno
 
-from lgss_keyring.system.libkeyutils import BYTES, SERIAL, SIZE, UNSIGNED, call, fetch
+from lgss_keyring.system.keyrings import invalidate, read
+from lgss_keyring.system.libkeyutils import BYTES, SERIAL, SIZE, UNSIGNED, call
+
+__all__ = ["GONE", "invalidate", "read", "request", "set_timeout", "update"]
 
 GONE = frozenset({errno.EKEYREVOKED, errno.EKEYEXPIRED, errno.EACCES, errno.ENOKEY})
 """The errnos of an update that mean that nobody waits for this key any more (docs/protocol.md 7).
@@ -25,16 +28,6 @@ def update(key: int, payload: bytes) -> None:
 def set_timeout(key: int, seconds: int) -> None:
     """Let ``key`` expire in ``seconds`` (0: never)."""
     call(f"set the timeout of key {key}", "keyctl_set_timeout", (SERIAL, UNSIGNED), key, seconds)
-
-
-def read(key: int) -> bytes:
-    """The payload of ``key``; type ``lgssc`` cannot be read (EOPNOTSUPP)."""
-    return fetch(f"read key {key}", "keyctl_read", key)
-
-
-def invalidate(key: int) -> None:
-    """Make ``key`` vanish from all keyrings, so that its name is free again."""
-    call(f"invalidate key {key}", "keyctl_invalidate", (SERIAL,), key)
 
 
 def request(description: str, callout: str, keyring: int) -> int:

@@ -92,3 +92,11 @@ KRB5_CONF_FILES = 100
 """How many files of krb5.conf are looked at for changes."""
 KRB5_CONF_BYTES = 1 << 18
 """How much of each is searched for files that it includes."""
+
+DEAD_KEYS = 1024
+"""Members of a user keyring that are looked at for dead contexts."""
+DEAD_KEYS_SECONDS = 0.05
+"""How long such a look may take: requests of that user wait meanwhile."""
+DEAD_KEYS_LOCK_TRIES = 3
+ORPHAN_SECONDS = 2.0
+"""How long a context without a timeout must have been over: the process that sets it may be about to."""

@@ -9,6 +9,7 @@ import time
 
 from lgss_keyring.formats import job_messages
 from lgss_keyring.worker import limits
+from lgss_keyring.worker.dead_keys import DeadKeysCollector
 from lgss_keyring.worker.resident_job import ResidentJob
 
 TYPE_CHECKING = False
@@ -38,6 +39,7 @@ class ResidentLoop:
         self._uid = uid
         self._is_machine = is_machine
         self._settings = settings
+        self._collector = DeadKeysCollector(uid)
         self._level = level
         self._queue: dict[int, tuple[float, job_messages.Job]] = {}
         """The requests that are not begun, in the order in which they came, each with its deadline."""
@@ -87,6 +89,10 @@ class ResidentLoop:
                 self._queue[number] = time.monotonic() + job.time_left, job
             elif rest == b"D":
                 self._drop(number)
+            elif rest == job_messages.COLLECT:
+                self._page.busy(number)
+                found = self._collector.collect()
+                self._connection.send(job_messages.with_number(number, found.pack()))
             elif number in self._jobs:
                 # None for a request that has ended meanwhile: lgssd did not know yet.
                 self._jobs[number].answered(rest)

@@ -175,7 +175,7 @@ def test_what_lgssd_never_says_ends_it(worker: ResidentWorker, message: bytes) -
 def test_an_answer_that_is_not_due_ends_it(worker: ResidentWorker) -> None:
     number = worker.begin(words())
     begun(worker, number)
-    worker.send(b"X", number)
+    worker.send(b"Z", number)
     assert worker.wait() == 1
     assert worker.page.look()[2].startswith("the worker cannot go on: ")
 
