@@ -58,6 +58,9 @@ WORKER_AGE_SECONDS = 3600.0
 IDLE_SECONDS = 30.0
 """A worker without work ends after so long."""
 
+LEAVING_SECONDS = 5.0
+"""A worker that was told to end and has not is killed after so long."""
+
 JOB_TRIES = 6
 """How many workers may end under a request before it fails."""
 

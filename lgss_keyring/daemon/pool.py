@@ -22,6 +22,7 @@ import struct
 import time
 
 from lgss_keyring.daemon import limits
+from lgss_keyring.daemon.dying import Dying
 from lgss_keyring.formats import job_messages, worker_messages
 from lgss_keyring.formats.errors import Kind
 from lgss_keyring.front import oom
@@ -118,8 +119,7 @@ class Pool:
         self._log = log
         self._in_child = in_child
         self._workers: dict[int, Worker] = {}
-        self._dying: dict[int, int] = {}
-        """The owners of workers that were killed and have not ended, by pid."""
+        self._dying = Dying()
         self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
@@ -142,7 +142,7 @@ class Pool:
         if free:
             return min(free, key=lambda each: len(each.jobs))
         # One that was killed and has not ended still uses memory: it counts.
-        number = len(own) + sum(each == owner for each in self._dying.values())
+        number = len(own) + self._dying.of(owner)
         if number >= limits.WORKERS_OF_AN_OWNER or (own and not all(each.is_blocked for each in own)):
             return None
         most = limits.RESIDENT_WORKERS - (limits.WORKERS_FOR_NEWCOMERS if number else 0)
@@ -198,9 +198,11 @@ class Pool:
         oom.set_score(oom.ORDINARY)
 
     def close_in_child(self) -> None:
-        """Close, in a process that was forked, the connections to all workers."""
+        """Close, in a process that was forked, the connections to all workers, and their pages: who can write
+        to another user's page can have that user's worker killed."""
         for worker in self._workers.values():
             worker.connection.close()
+            worker.page.close()
 
     def begin(self, worker: Worker, client: Client, job: Callable[[int], bytes]) -> int:
         """Give ``worker`` a job for ``client``; returns its number, from which ``job`` makes the message.
@@ -262,7 +264,7 @@ class Pool:
     def _forget(self, worker: Worker) -> None:
         worker.is_gone = worker.is_retired = True
         self._workers.pop(worker.pid, None)
-        self._dying[worker.pid] = worker.owner
+        self._dying.add(worker.pid, worker.owner)
         self._selector.unregister(worker.connection)
         worker.connection.close()
 
@@ -321,14 +323,13 @@ class Pool:
 
     def reap(self) -> None:
         """Wait for the processes that have ended."""
-        for pid in list(self._dying):
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                del self._dying[pid]
+        self._dying.reap()
 
     def close(self) -> None:
         """End all workers."""
         for worker in list(self._workers.values()):
             self.kill(worker, "lgssd ends")
+        self._dying.kill_all()
 
     @property
     def has_processes(self) -> bool:

@@ -136,6 +136,10 @@ class Page:
         """``memory``: :data:`SIZE` bytes, shared and anonymous, made before the fork."""
         self._memory = memory
 
+    def close(self) -> None:
+        """Let this process have it no more."""
+        self._memory.close()
+
     def busy(self, job: int) -> None:
         """In the worker: it begins, or goes on with, ``job`` now."""
         self._LAYOUT.pack_into(self._memory, 0, time.monotonic(), job, 0)
