@@ -79,6 +79,7 @@ def _serve(
         serving.serve_records(listening.pipe, listening.are_taken_over)
     if listening.upcall is not None:
         serving.serve_upcalls(listening.upcall)
+        current.announce(listening.upcall.getsockname())
     serving.run(life, lambda: click.echo(f"listening at {listening}"))
     if life.begins_anew and not serving.is_told_to_end():
         life.begin_anew(sys.argv, environment)

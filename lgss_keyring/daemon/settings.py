@@ -7,6 +7,7 @@ import os
 from lgss_keyring.formats.config import DEFAULT_PATH, Config
 from lgss_keyring.formats.errors import LgssError
 from lgss_keyring.formats.nid import PTL4, Nid
+from lgss_keyring.front.lgssd import WORD_FILE
 from lgss_keyring.monitor import init_channel
 from lgss_keyring.monitor.upcall import DEBUG_LEVELS
 from lgss_keyring.system import config_file
@@ -23,6 +24,7 @@ class Settings:
     def __init__(self, path: str | None) -> None:
         """Raises ConfigError."""
         self.path = path
+        self._announced_at = ""
         self.current: Config = config_file.load(path)
         self._is_good = True
         self._seen = self._fingerprint()
@@ -64,6 +66,23 @@ class Settings:
             return error.reason
         self._is_good = True
         return ""
+
+    def announce(self, socket: str) -> None:
+        """Leave ``[upcall] word_ms`` in the file beside ``socket``, for fronts, which read no
+        configuration: now, and when it changes."""
+        self._announced_at = f"{socket}{WORD_FILE}"
+        self._write_word_ms()
+
+    def _write_word_ms(self) -> None:
+        if not self._announced_at:
+            return
+        new = f"{self._announced_at}.new"
+        try:
+            with open(new, "w", encoding="ascii") as file:
+                file.write(str(self.current.upcall.word_ms))
+            os.rename(new, self._announced_at)
+        except OSError:
+            pass  # fronts take the default then
 
     def serves(self, path: str | None) -> bool:
         """Whether requests with the option --config ``path`` (None: without it) have this configuration."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from lgss_keyring.daemon import activation, listener, upcalls
 from lgss_keyring.daemon.activation import OWN, PIPE, UPCALL
+from lgss_keyring.front.lgssd import WORD_FILE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,7 +63,10 @@ class Sockets:
             # In this order: as long as this process listens, no other lgssd takes the path for that
             # of an lgssd that has ended.
             if name.startswith(OWN):
-                os.unlink(self._paths[name.removeprefix(OWN)])
+                path = self._paths[name.removeprefix(OWN)]
+                os.unlink(path)
+                with contextlib.suppress(OSError):
+                    os.unlink(f"{path}{WORD_FILE}")
             each.close()
         self._all.clear()
 

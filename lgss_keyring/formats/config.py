@@ -76,13 +76,15 @@ class Log(Section):
 
 class Upcall(Section):
     """[upcall]: the ``timeout`` of a negotiation in seconds; ``machine_wait``: seconds that a
-    request for the machine's credential may take before its key is instantiated;
-    ``containers``: whether processes in other mount or network namespaces are served."""
+    request for the machine's credential may take before its key is instantiated; ``word_ms``:
+    milliseconds that a user's request may take before, where lgssd runs; ``containers``: whether
+    processes in other mount or network namespaces are served."""
 
     timeout: int = 30
     machine_wait: int = 10
+    word_ms: int = 50
     containers: bool = True
-    allowed = {"timeout": SECONDS, "machine_wait": range(1, 61)}
+    allowed = {"timeout": SECONDS, "machine_wait": range(1, 61), "word_ms": range(1001)}
 
 
 class Krb5(Section):

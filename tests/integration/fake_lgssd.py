@@ -198,6 +198,7 @@ class FakeLgssd:
     def _serve(self, upcall_listener: socket.socket, pipe_listener: socket.socket) -> NoReturn:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         settings = Settings(str(self.config))
+        settings.announce(self.path)
         log = Log(path=str(self.log_file))
         selector = selectors.DefaultSelector()
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -315,3 +316,12 @@ def test_a_child_that_is_gone_frees_its_worker() -> None:
             assert within(5, lambda: len(lgssd.workers()) >= 1)
         assert within(5, lambda: "has ended" not in lgssd.log())
         assert lgssd.ask(BOB).connection.fileno() >= 0
+
+
+def test_fronts_are_told_how_long_to_wait_for_the_word() -> None:
+    with FakeLgssd(serve_all, {"upcall": {"word_ms": 70}}) as lgssd:
+        said = Path(f"{lgssd.path}.word")
+        assert within(5, lambda: said.exists() and said.read_text() == "70")
+        lgssd.write_config({**lgssd.sections, "upcall": {"word_ms": 90}})
+        lgssd.ask(ALICE).served_by()
+        assert said.read_text() == "90"

@@ -16,10 +16,11 @@ asserted: set[str] = set()
 
 @dataclass(frozen=True)
 class Row:
-    """One cause: names of errnos ("the kernel's": any), and what the log may say."""
+    """One cause: names of errnos ("the kernel's": any), what a user reads, and what the log may say."""
 
     errnos: set[str]
     any_errno: bool
+    user_sees: str
     words: list[re.Pattern[str]]
     advice: str
 
@@ -29,15 +30,15 @@ def rows() -> dict[str, Row]:
     found: dict[str, Row] = {}
     for line in DOCUMENT.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-        if not line.startswith("| `") or len(cells) != 4:
+        if not line.startswith("| `") or len(cells) != 5:
             continue
-        kinds, caller, says, advice = cells
+        kinds, caller, sees, says, advice = cells
         errnos = set(re.findall(r"\bE[A-Z]{2,}\b", caller))
         words = [
             re.compile(".*".join(re.escape(part) for part in text.split(ANY)))
             for text in re.findall(r"`([^`]+)`", says)
         ]
-        row = Row(errnos, not errnos or ANY in caller, words, advice.rstrip(" |"))
+        row = Row(errnos, not errnos or ANY in caller, sees, words, advice.rstrip(" |"))
         for kind in re.findall(r"`([a-z0-9-]+)`", kinds):
             assert kind not in found, f"{kind} stands twice in {DOCUMENT}"
             found[kind] = row

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from pathlib import Path
 
@@ -80,7 +82,11 @@ def test_every_setting_is_in_the_man_page() -> None:
 def test_every_row_of_errors_md_is_whole() -> None:
     assert len(table.ROWS) >= 40
     for kind, row in table.ROWS.items():
-        assert row.words and row.advice, kind
+        assert row.words and row.advice and row.user_sees, kind
+        # What a user reads is what strerror(3) says of the errno, or Lustre's EPERM.
+        read = set(re.findall(r"`([^`]+)`", row.user_sees))
+        known = {os.strerror(getattr(errno, name)) for name in row.errnos}
+        assert read in (known, {os.strerror(errno.EPERM)}, set()), (kind, read, known)
 
 
 def test_every_test_named_in_security_md_exists() -> None:
