@@ -65,6 +65,7 @@ class Settings:
             self._is_good = False
             return error.reason
         self._is_good = True
+        self._write_word_ms()
         return ""
 
     def announce(self, socket: str) -> None:
