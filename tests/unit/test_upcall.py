@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -22,6 +25,41 @@ from lgss_keyring.system.log import Log
 USER = "0:krb5:1000:1000::-:1:0x20000c0a80105:lustre-MDT0000-mdc:0x20000c0a80106:0"
 
 MACHINE = USER.replace("1000:1000::", "0:0:r:")
+
+
+def daemonized(*detach: bool) -> str:
+    """What a process says that has become a daemon in this way: whether it is another one than before, and
+    in another session; what else it has open; its umask; whether SIGPIPE is ignored."""
+    reader, writer = os.pipe()
+    first = os.fork()
+    if first == 0:
+        try:
+            # Not pytest's, which are no files.
+            sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            own, session = os.getpid(), os.getsid(0)
+            upcall.daemonize([writer], *detach)
+            left = []
+            for number in os.listdir("/proc/self/fd"):
+                with contextlib.suppress(OSError):  # the listing's own
+                    left.append(os.readlink(f"/proc/self/fd/{number}"))
+            kept = {"/dev/null", os.readlink(f"/proc/self/fd/{writer}")}
+            ignored = signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN
+            said = (os.getpid() != own, os.getsid(0) != session, set(left) - kept, oct(os.umask(0)), ignored)
+            os.write(writer, str(said).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(first, 0)
+    with os.fdopen(reader) as end:
+        return end.read()
+
+
+def test_daemon_leaves_the_session_unless_it_is_told_to_stay() -> None:
+    """What is killed with the front's session would leave its key without an answer.  The monitor, which
+    the witness waits for, stays the process that it is."""
+    assert daemonized() == "(True, True, set(), '0o77', True)"
+    assert daemonized(False) == "(False, False, set(), '0o77', True)"
 
 
 class EndedError(Exception):
