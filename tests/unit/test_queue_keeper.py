@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,17 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a keeper talks to roo
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arguments, "NOTES", str(tmp_path / "lgss"))
-    monkeypatch.setattr(slots, "FOLDER", str(tmp_path / "lgss" / "slots"))
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    notes = tmp_path / "lgss"
+    notes.mkdir(0o700)
+    opened = os.open(notes, os.O_RDONLY | os.O_DIRECTORY)
+    monkeypatch.setattr(arguments, "NOTES", str(notes))
+    # A socket's path has at most 107 bytes; that of tmp_path may have more.
+    monkeypatch.setattr(slots, "FOLDER", f"/proc/self/fd/{opened}/slots")
     monkeypatch.setattr(priority, "lower_session", lambda nice: None)
     slots.prepare_folder()
+    yield
+    os.close(opened)
 
 
 def keep(work: Callable[[QueueKeeper], object]) -> str:
