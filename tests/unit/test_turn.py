@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     found = Site()
 
     def refuse(key: int, call: Call, front: Child, started: float, failure: Failed) -> None:
@@ -50,7 +52,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setattr(priority, "lower_session", found.nice.append)
     monkeypatch.setattr(upcall, "refuse_turn", refuse)
     monkeypatch.setattr(hand_over, "offer", offer)
-    return found
+    yield found
+    # A slot lasts as long as its process, which is that of all the tests.
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{number}").startswith(slots.FOLDER):
+                os.close(int(number))
 
 
 def turn_of(words: list[str], *, brings_keyring: bool = False, age: float = 0.0) -> Turn:
