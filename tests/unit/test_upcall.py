@@ -13,12 +13,15 @@ from typing import NoReturn
 
 import pytest
 
+from lgss_keyring.formats.callout import parse_request
+from lgss_keyring.formats.config import Config
 from lgss_keyring.formats.errors import KeyOperationError
 from lgss_keyring.formats.outcome import Answer
 from lgss_keyring.front import answer, keyctl
 from lgss_keyring.front.arguments import Call
 from lgss_keyring.front.word import Child
-from lgss_keyring.monitor import key_answer, service, upcall
+from lgss_keyring.monitor import init_channel, key_answer, service, upcall
+from lgss_keyring.monitor.deadline import Deadline
 from lgss_keyring.system import keyrings
 from lgss_keyring.system.log import Log
 
@@ -181,3 +184,36 @@ def test_machine_request_that_may_be_forged_is_given_up_soon(
     run(monkeypatch, MACHINE, config, started - age, uid=uid)
     (deadline,) = deadlines
     assert started + patience <= deadline <= time.monotonic() + patience
+
+
+@pytest.mark.parametrize(
+    ("callout", "uid", "taken_away"),
+    [
+        (USER, 1000, [78, 79]),  # it may be a service of root's that works for this user
+        (USER[:-1] + "77", 1000, []),  # that process is looked at
+        (USER, 0, [77, 78, 79]),
+        (MACHINE, 0, [77, 78, 79]),
+        (MACHINE, 1000, [77, 78, 79]),
+    ],
+    ids=["no process", "a process", "for another", "the machine", "the machine by a user"],
+)
+def test_keyrings_that_are_not_the_users_are_taken_away(
+    monkeypatch: pytest.MonkeyPatch, config: Path, callout: str, uid: int, taken_away: list[int]
+) -> None:
+    """Else root's ticket would be a user's, or a user's the machine's."""
+
+    class ForkedError(BaseException):
+        pass
+
+    def worker(*_: object, **__: object) -> NoReturn:
+        raise ForkedError
+
+    unlinked: list[int] = []
+    monkeypatch.setattr(keyrings, "owned", lambda key, uid: key == 77)
+    monkeypatch.setattr(keyrings, "unlink_requestor", lambda found: unlinked.extend(filter(None, found)))
+    monkeypatch.setattr(service, "WorkerProcess", worker)
+    monkeypatch.setattr(init_channel, "InitChannelWriter", lambda *_: None)
+    words = ["create", "5", "lgssc", "x", callout, str(uid), str(uid), "77", "78", "79"]
+    with pytest.raises(ForkedError):
+        service.serve(parse_request(words), Config(), 0, Deadline(0, 0, ""), Log())
+    assert sorted(unlinked) == taken_away
