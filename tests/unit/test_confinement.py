@@ -44,6 +44,25 @@ def test_paths_of_mountinfo() -> None:
     assert confinement._unescaped(rb"/a\040b\134040") == rb"/a b\040"
 
 
+def test_cgroup_file_systems_the_last_mounted_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One that is mounted over another hides it."""
+    info = tmp_path / "mountinfo"
+    info.write_bytes(
+        b"20 1 0:19 / /proc rw shared:5 - proc proc rw\n"
+        b"30 24 0:26 / /old rw shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
+        b"31 24 0:27 /a\\040b /cpu rw - cgroup cgroup rw,cpu,cpuacct\n"
+        b"32 24 0:28 / /new rw shared:10 master:3 - cgroup2 none rw\n"
+    )
+    monkeypatch.setattr(confinement, "open", lambda name, mode: info.open(mode), raising=False)
+    assert [(each.folder, each.root) for each in confinement.mounts_of_cgroups()] == [
+        (b"/new", b"/"),
+        (b"/cpu", b"/a b"),
+        (b"/old", b"/"),
+    ]
+    controllers = [each.controllers for each in confinement.mounts_of_cgroups()]
+    assert controllers == [frozenset(), {b"rw", b"cpu", b"cpuacct"}, frozenset()]
+
+
 def test_worker_has_a_bound_of_memory_and_no_core() -> None:
     def work() -> str:
         confinement.bound()

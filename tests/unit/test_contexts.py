@@ -294,6 +294,22 @@ def test_reverse_context_of_a_destroyed_security_object() -> None:
         sec.install_rctx(server, b"h", 2**31)
 
 
+def test_old_reverse_context_goes_when_a_new_one_is_installed() -> None:
+    """Nobody else may ever sweep: a server installs one for each context of a client's."""
+    policy = Still()
+    sec = policy.sec()
+    server, _ = sides("krb5i")
+    now = int(time.time())
+    sec.release_ctx(sec.install_rctx(server, b"1", now + 1000))
+    kept = sec.reverse_ctx()
+    assert kept is not None
+    kept.end_by(now - 1)
+    kept.put()
+    newest = sec.install_rctx(server, b"2", now + 1000)
+    assert policy.destroyed == [kept] and sec.reverse_ctx() is newest
+    assert sec.display().count("\n") == 1
+
+
 def test_options_of_another_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LGSS_POLICY", "pipe")
     with pytest.raises(LgssError, match="does not have these options: prefix"):

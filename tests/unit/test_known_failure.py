@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 import types
 from pathlib import Path
@@ -20,6 +21,7 @@ from lgss_keyring.front import arguments, known_failure
 from lgss_keyring.front.arguments import Call
 from lgss_keyring.monitor import failures
 from lgss_keyring.system import keyrings
+from tests.support import table
 
 USER = "0:krb5:1000:1000::-:1:0x20000c0a80105:lustre-MDT0000-mdc:0x20000c0a80106:0"
 MACHINE = USER.replace("1000:1000::", "0:0:r:")
@@ -192,6 +194,28 @@ def test_a_link_of_somebody_elses_is_not_followed(tmp_path: Path) -> None:
     assert known_failure.fingerprint(str(link)).endswith(f" {link.lstat().st_ino}")
 
 
+def test_the_kinds_that_are_noted_are_those_of_the_document() -> None:
+    """docs/errors.md: the part about credentials and two more for all servers, three for one."""
+    _, _, rest = table.DOCUMENT.read_text().partition("\n## Credentials\n")
+    credentials = {row for line in rest.partition("\n## ")[0].splitlines() for row in kinds_of(line)}
+    for_all = credentials - {Kind.WRONG_KEY} | {Kind.KRB5_CONF, Kind.KDC_UNREACHABLE}
+    for_one = {Kind.SERVICE_UNKNOWN, Kind.SERVICE_LOCKED, Kind.SERVICE_EXPIRED}
+    assert {**dict.fromkeys(for_all, False), **dict.fromkeys(for_one, True)} == failures.NOTED
+
+
+def kinds_of(row: str) -> list[str]:
+    """The kinds of a row of a table of docs/errors.md; none for another line."""
+    return re.findall(r"`([a-z0-9-]+)`", row.split(" | ")[0]) if row.startswith("| `") else []
+
+
+@pytest.mark.parametrize(("kind", "one_acceptor"), sorted(failures.NOTED.items()))
+def test_a_note_rejects_requests_for_other_acceptors_only_if_it_is_about_all(
+    notes: Path, kind: str, one_acceptor: bool
+) -> None:
+    note(call(), kind)
+    assert look(call(ELSEWHERE))[0] == (0 if one_acceptor else errno.ENOKEY)
+
+
 def test_an_unknown_service_is_about_that_acceptor_only(notes: Path) -> None:
     note(call(), Kind.SERVICE_UNKNOWN, errno.EKEYREJECTED)
     assert look(call()) == (errno.EKEYREJECTED, 2)
@@ -313,6 +337,17 @@ def test_a_thousand_damaged_notes_stand_in_nobodys_way(notes: Path) -> None:
         (notes / f"failed-{number + 5000}").write_bytes(damaged)
     assert note(call()) == 2 and look(call())[0] == errno.ENOKEY
     assert len(list(notes.iterdir())) == 1
+
+
+def test_old_notes_make_room(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that ended more than 10 s ago, and no others."""
+    monkeypatch.setattr(known_failure, "now", lambda: 130.0)
+    for number in range(1000):
+        until = 119.9 if number < 3 else 120.1
+        (notes / f"failed-{number + 5000}").write_text(f"126 {until} 125 no-ticket\n129 129\n129 129 129 /x")
+    assert note(call()) == 2
+    left = {path.name for path in notes.iterdir()}
+    assert left == {f"failed-{number}" for number in (1000, *range(5003, 6000))}
 
 
 def test_a_thousand_notes_that_hold_are_the_most(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:

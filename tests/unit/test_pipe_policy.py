@@ -71,6 +71,29 @@ def test_connection_that_has_ended_is_not_used_again(listener: socket.socket) ->
         assert not thread.is_alive() and policy.alive == 0
 
 
+def test_malformed_answer_fails_its_context_at_once(listener: socket.socket) -> None:
+    """And no other: the connection goes on."""
+
+    def damaged(connection: socket.socket) -> None:
+        first, second = (pipe.Upcall.unpack(connection.recv(pipe.UPCALL_SIZE)).seq for _ in range(2))
+        connection.send(b"abc")
+        connection.send(pipe.pack_downcall(99, b"an answer to nobody"))
+        connection.send(pipe.pack_downcall(first, b"no payload"))
+        connection.send(pipe.pack_downcall(second, FailurePayload(errno.EPERM, 0).pack()))
+        connection.recv(1)
+
+    thread = serve(listener, damaged)
+    with policy_of(listener) as policy, policy.create_sec(TARGET, "krb5i") as sec:
+        with sec.lookup_ctx(5) as first, sec.lookup_ctx(6) as second:
+            for context, number in ((first, errno.EPROTO), (second, errno.EPERM)):
+                with pytest.raises(LgssError) as caught:
+                    context.refresh(20)
+                assert caught.value.errno == number, caught.value
+        assert policy.alive == 0
+    thread.join(60)
+    assert not thread.is_alive()
+
+
 def test_table_that_has_ended_takes_nothing(listener: socket.socket) -> None:
     """A context that came after the end would wait for ever, as nobody looks at it any more."""
     sec = policy_of(listener).create_sec(TARGET, "krb5i")

@@ -6,7 +6,9 @@ import ctypes
 import errno
 import os
 import subprocess
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import pytest
 
@@ -105,3 +107,81 @@ def test_a_process_that_changes_its_mount_namespace_meanwhile_is_refused(
     monkeypatch.setattr(os, "getpid", lambda: 1)
     found = namespaces.find(request(task_pid), LATER)
     assert found is not None and found.different == {"mnt"}
+
+
+class Odd(Task):
+    """A task of whose /proc folder some files cannot be looked at: an errno for each of them."""
+
+    errors: dict[str, int]
+    exits = True
+    ended = False
+
+    def _look(self, name: str) -> None:
+        if name in self.errors:
+            raise OSError(self.errors[name], os.strerror(self.errors[name]))
+
+    def open(self, name: str, flags: int = os.O_RDONLY) -> int:
+        self._look(name)
+        return super().open(name, flags)
+
+    def stat_of(self, name: str) -> os.stat_result:
+        self._look(name)
+        return super().stat_of(name)
+
+    def is_exiting(self) -> bool:
+        self._look("stat")
+        return self.exits
+
+    def has_ended(self) -> bool:
+        return self.ended
+
+
+def odd(errors: dict[str, int], *, exits: bool = True, ended: bool = False) -> Odd:
+    task = Odd(os.getpid())
+    task.errors, task.exits, task.ended = errors, exits, ended
+    return task
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "told"),
+    [
+        (errno.ESRCH, "it has ended", errno.ESRCH),
+        (errno.ENOENT, "it has ended", errno.ESRCH),
+        (errno.EACCES, "not even root may look into it (Permission denied)", errno.EACCES),
+    ],
+)
+def test_a_process_that_cannot_be_looked_at_is_refused(number: int, words: str, told: int) -> None:
+    """Whatever of it: whose it is and where it lives is not known then."""
+
+    def attempts(name: str) -> Callable[[], object]:
+        if name.startswith("ns/") and name != "ns/user":
+            return lambda: RequestorNamespaces(odd({name: number}))
+        found = RequestorNamespaces(odd({name: number}))
+        return found.check_initial if name == "ns/user" else lambda: found.check_owner(os.getuid(), LATER)
+
+    for name in ("ns/mnt", "ns/net", "ns/user", "status", "stat"):
+        with pytest.raises(RefusedError) as caught:
+            attempts(name)()
+        assert words in caught.value.reason and caught.value.errno == told, name
+
+
+@pytest.mark.parametrize(
+    ("errors", "exits", "ended", "lost"),
+    [
+        ({"ns/mnt": errno.ENOENT}, True, False, True),
+        ({"ns/net": errno.ENOENT}, True, False, True),
+        ({}, True, False, False),
+        ({"ns/mnt": errno.ENOENT}, False, False, False),
+        ({"ns/mnt": errno.ENOENT}, True, True, False),
+        ({"ns/mnt": errno.EACCES}, True, False, False),
+        ({"stat": errno.ESRCH}, True, False, False),
+    ],
+    ids=["mount", "network", "none yet", "not exiting", "ended", "not to be seen", "gone"],
+)
+def test_a_process_that_has_lost_its_namespaces(
+    errors: dict[str, int], exits: bool, ended: bool, lost: bool
+) -> None:
+    task = odd(errors, exits=exits, ended=ended)
+    assert namespaces._has_lost_namespaces(task, request(os.getpid())) == lost
+    for_machine = types.SimpleNamespace(is_machine=True)
+    assert not namespaces._has_lost_namespaces(task, cast(UpcallRequest, for_machine))

@@ -2,26 +2,67 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
+from lgss_keyring.formats.callout import parse_request
+from lgss_keyring.formats.config import Config
 from lgss_keyring.formats.errors import KeyOperationError
 from lgss_keyring.formats.outcome import Answer
 from lgss_keyring.front import answer, keyctl
 from lgss_keyring.front.arguments import Call
 from lgss_keyring.front.word import Child
-from lgss_keyring.monitor import key_answer, service, upcall
+from lgss_keyring.monitor import init_channel, key_answer, service, upcall
+from lgss_keyring.monitor.deadline import Deadline
 from lgss_keyring.system import keyrings
 from lgss_keyring.system.log import Log
 
 USER = "0:krb5:1000:1000::-:1:0x20000c0a80105:lustre-MDT0000-mdc:0x20000c0a80106:0"
 
 MACHINE = USER.replace("1000:1000::", "0:0:r:")
+
+
+def daemonized(*detach: bool) -> str:
+    """What a process says that has become a daemon in this way: whether it is another one than before, and
+    in another session; what else it has open; its umask; whether SIGPIPE is ignored."""
+    reader, writer = os.pipe()
+    first = os.fork()
+    if first == 0:
+        try:
+            # Not pytest's, which are no files.
+            sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            own, session = os.getpid(), os.getsid(0)
+            upcall.daemonize([writer], *detach)
+            left = []
+            for number in os.listdir("/proc/self/fd"):
+                with contextlib.suppress(OSError):  # the listing's own
+                    left.append(os.readlink(f"/proc/self/fd/{number}"))
+            kept = {"/dev/null", os.readlink(f"/proc/self/fd/{writer}")}
+            ignored = signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN
+            said = (os.getpid() != own, os.getsid(0) != session, set(left) - kept, oct(os.umask(0)), ignored)
+            os.write(writer, str(said).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(first, 0)
+    with os.fdopen(reader) as end:
+        return end.read()
+
+
+def test_daemon_leaves_the_session_unless_it_is_told_to_stay() -> None:
+    """What is killed with the front's session would leave its key without an answer.  The monitor, which
+    the witness waits for, stays the process that it is."""
+    assert daemonized() == "(True, True, set(), '0o77', True)"
+    assert daemonized(False) == "(False, False, set(), '0o77', True)"
 
 
 class EndedError(Exception):
@@ -143,3 +184,36 @@ def test_machine_request_that_may_be_forged_is_given_up_soon(
     run(monkeypatch, MACHINE, config, started - age, uid=uid)
     (deadline,) = deadlines
     assert started + patience <= deadline <= time.monotonic() + patience
+
+
+@pytest.mark.parametrize(
+    ("callout", "uid", "taken_away"),
+    [
+        (USER, 1000, [78, 79]),  # it may be a service of root's that works for this user
+        (USER[:-1] + "77", 1000, []),  # that process is looked at
+        (USER, 0, [77, 78, 79]),
+        (MACHINE, 0, [77, 78, 79]),
+        (MACHINE, 1000, [77, 78, 79]),
+    ],
+    ids=["no process", "a process", "for another", "the machine", "the machine by a user"],
+)
+def test_keyrings_that_are_not_the_users_are_taken_away(
+    monkeypatch: pytest.MonkeyPatch, config: Path, callout: str, uid: int, taken_away: list[int]
+) -> None:
+    """Else root's ticket would be a user's, or a user's the machine's."""
+
+    class ForkedError(BaseException):
+        pass
+
+    def worker(*_: object, **__: object) -> NoReturn:
+        raise ForkedError
+
+    unlinked: list[int] = []
+    monkeypatch.setattr(keyrings, "owned", lambda key, uid: key == 77)
+    monkeypatch.setattr(keyrings, "unlink_requestor", lambda found: unlinked.extend(filter(None, found)))
+    monkeypatch.setattr(service, "WorkerProcess", worker)
+    monkeypatch.setattr(init_channel, "InitChannelWriter", lambda *_: None)
+    words = ["create", "5", "lgssc", "x", callout, str(uid), str(uid), "77", "78", "79"]
+    with pytest.raises(ForkedError):
+        service.serve(parse_request(words), Config(), 0, Deadline(0, 0, ""), Log())
+    assert sorted(unlinked) == taken_away

@@ -197,6 +197,51 @@ def test_monitor_survives_any_peer(messages: list[bytes]) -> None:
         os.kill(pid, 0)
 
 
+def test_descriptors_of_the_monitor_are_closed() -> None:
+    """The user may take the worker over."""
+
+    def work(line: MonitorConnection) -> Established | Failed:
+        own = line._socket.fileno()
+        line.close_other_descriptors()
+        listing = {int(name) for name in os.listdir("/proc/self/fd")}
+        left = [number for number in listing if number not in (0, 1, 2, own) and is_open(number)]
+        kept = [is_open(number) for number in (0, 1, 2)]
+        return Failed(errno.EIO, 0, "x", f"{left} {kept == before}", "")
+
+    def is_open(number: int) -> bool:
+        try:
+            os.fstat(number)
+        except OSError:
+            return False
+        return True
+
+    before = [is_open(number) for number in (0, 1, 2)]
+    reader, writer = os.pipe()
+    high = os.dup2(reader, 900)
+    try:
+        answer = wait(WorkerProcess(work))
+    finally:
+        for number in (reader, writer, high):
+            os.close(number)
+    assert answer.failure is not None and answer.failure.reason == "[] True"
+
+
+def test_descriptors_are_refused_where_the_kernel_can() -> None:
+    """Whoever is told that they are refused receives none."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, open("/dev/null") as file:
+        refused = worker_process.refuse_descriptors(ours)
+        try:
+            socket.send_fds(theirs, [b"x"], [file.fileno()])
+        except OSError as error:
+            assert refused and error.errno == errno.EPERM
+            return
+        received = socket.recv_fds(ours, 1, 1)[1]
+        for number in received:
+            os.close(number)
+        assert bool(received) != refused
+
+
 def test_descriptors_that_linger_hold_nobody_up() -> None:
     """A socket with unsent data and SO_LINGER, sent along with a message: who receives it
     waits when it is dropped, unless the kernel refuses it or an alarm rings."""
