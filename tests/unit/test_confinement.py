@@ -88,11 +88,13 @@ def test_a_lower_bound_stays() -> None:
 
 def test_limits_are_the_tasks_if_they_are_lower() -> None:
     def work() -> str:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (640, 1280))
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         ours = Task(os.getpid()).read("limits")
         if os.fork() == 0:
-            theirs = ours.replace(b"64 ", b"32 ").replace(b" 128 ", b" 999 ").replace(b" 1000 ", b" 2000 ")
+            theirs = (
+                ours.replace(b"640 ", b"320 ").replace(b" 1280 ", b" 9999 ").replace(b" 1000 ", b" 2000 ")
+            )
 
             class Served(Task):
                 def read(self, name: str) -> bytes:
@@ -102,7 +104,7 @@ def test_limits_are_the_tasks_if_they_are_lower() -> None:
             limits = [
                 resource.getrlimit(number) for number in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)
             ]
-            os._exit(limits != [(32, 128), (1000, 1000)])
+            os._exit(limits != [(320, 1280), (1000, 1000)])
         return str(os.wait()[1])
 
     assert in_child(work) == "0"
