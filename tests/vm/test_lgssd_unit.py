@@ -86,7 +86,7 @@ def served(ask: Ask) -> Answer:
         assert time.monotonic() < end, "no upcall was served by lgssd"
 
 
-def test_the_units_are_installed_and_not_enabled() -> None:
+def test_the_units_are_installed_and_not_enabled(listening: None) -> None:
     done = subprocess.run(["systemctl", "is-enabled", SOCKET], capture_output=True, text=True)
     assert done.stdout.strip() == "disabled"
     units = [f"/usr/lib/systemd/system/{name}" for name in (SOCKET, "lgssd-pipe.socket", UNIT)]
