@@ -57,7 +57,7 @@ def test_a_front_that_cannot_fork_rejects_with_that_errno(site: Site, root: Requ
 def wait_before_the_go_ahead(program: Path) -> None:
     """Let the front of a variant write its go-ahead when its child has ended."""
     main = program.parent / "lgss_keyring" / "front" / "main.py"
-    go_on = 'os.write(instantiated_writer, b"1")'
+    go_on = "os.write(writer, word.INSTANTIATED)"
     main.write_text(main.read_text().replace(go_on, f"os.wait(); {go_on}"))
 
 
@@ -65,7 +65,7 @@ def test_a_child_that_is_killed_before_its_front_is_done_leaves_an_answer(
     site: Site, user: Requestor
 ) -> None:
     """For want of memory, say. The key is instantiated then: nobody but its witness updates it."""
-    program = site.stage.variant("killed_child", "is_instantiated = ", "os.kill(os.getpid(), 9)")
+    program = site.stage.variant("killed_child", "is_instantiated = front.wait()", "os.kill(os.getpid(), 9)")
     wait_before_the_go_ahead(program)
     with site.upcalls(program=program) as upcalls:
         answer = user.ask(upcalls.name(), user_callout())
@@ -93,7 +93,7 @@ def test_child_and_witness_killed_before_the_front_is_done(site: Site, user: Req
 def test_a_front_that_is_killed_after_it_instantiated_loses_nothing(site: Site, user: Requestor) -> None:
     """As 5 of 200 were by their alarm on a slow machine: nobody told the child to go on."""
     program = site.stage.variant(
-        "killed_late", 'os.write(instantiated_writer, b"1")', "os.kill(os.getpid(), 9)"
+        "killed_late", "os.write(writer, word.INSTANTIATED)", "os.kill(os.getpid(), 9)"
     )
     with site.upcalls(program=program) as upcalls:
         answer = user.ask(upcalls.name(), user_callout())
