@@ -114,6 +114,19 @@ def test_what_is_left_of_root_is_noticed() -> None:
     assert "would keep privileges of root" in in_child(work)
 
 
+@pytest.mark.parametrize("line", ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", None])
+def test_capabilities_that_are_held_or_can_be_regained(tmp_path: Path, line: str | None) -> None:
+    """Not those that only bound or outlive an execve(2), after no_new_privs."""
+    names = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+    status = tmp_path / "status"
+    status.write_text("".join(f"{name}:\t{0x80000 if name == line else 0:016x}\n" for name in names))
+    descriptor = os.open(status, os.O_RDONLY)
+    try:
+        assert identity._capable(descriptor) == (line in ("CapPrm", "CapEff", "CapAmb"))
+    finally:
+        os.close(descriptor)
+
+
 @needs_root
 def test_entering_comes_before_the_drop_and_its_error_is_kept() -> None:
     def enter() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lgss_keyring.worker import krb5_library
+from lgss_keyring.worker import krb5_library, limits
 from lgss_keyring.worker.creds.ticket_file import TicketFile, _why_not_roots_alone
 from lgss_keyring.worker.krb5_library import Ticket
 
@@ -89,3 +90,23 @@ def test_what_is_no_folder_of_tickets(tmp_path: Path) -> None:
     link.unlink()
     link.touch(0o600)
     assert _why_not_roots_alone(str(link)) == "it is no folder"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the folder must be root's")
+def test_one_upcall_at_a_time_gets_a_ticket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Others wait for a bounded time, and then go on without the lock.  Other tickets have other locks."""
+    monkeypatch.setattr(limits, "LOCK_SECONDS", 0.05)
+    file = TicketFile(str(tmp_path / "tickets"), "title")
+    lock = file.lock()
+    assert lock is not None
+    before = os.listdir("/proc/self/fd")
+    started = time.monotonic()
+    assert file.lock() is None and time.monotonic() - started >= 0.05
+    assert os.listdir("/proc/self/fd") == before
+    other = TicketFile(str(tmp_path / "tickets"), "other").lock()
+    assert other is not None
+    os.close(other)
+    os.close(lock)
+    lock = file.lock()
+    assert lock is not None
+    os.close(lock)
