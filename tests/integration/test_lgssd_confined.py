@@ -4,6 +4,8 @@ both written and executed.  (tests/vm/test_lgssd_unit.py has all of the unit's s
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from lgss_keyring.formats import payload
-from lgss_keyring.front import lgssd_messages
+from lgss_keyring.front import known_failure, lgssd_messages
+from lgss_keyring.worker import namespaces
 from tests.support.requestor import Requestor
 from tests.support.site import USER_UID, Site, machine_callout, user_callout
 
@@ -77,3 +80,19 @@ def test_a_worker_that_hangs_is_ended(site: Site, confined: Daemon) -> None:
         assert within(5, lambda: not confined.children())
     finally:
         site.realm.resume_kdc()
+
+
+def test_in_a_mount_namespace_of_its_units_it_knows_whose_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the other way round: a process in another mount namespace stands for process 1."""
+    other = subprocess.Popen(["unshare", "-m", "sleep", "60"])
+    try:
+        own = os.getpid()
+        assert within(5, lambda: namespaces.foreign(other.pid) and known_failure.is_elsewhere(str(other.pid)))
+        assert not namespaces.foreign(own) and not known_failure.is_elsewhere(str(own))
+        monkeypatch.setattr(namespaces, "home", str(other.pid))
+        monkeypatch.setattr(known_failure, "home", str(other.pid))
+        assert namespaces.foreign(own) and known_failure.is_elsewhere(str(own))
+        assert not namespaces.foreign(other.pid) and not known_failure.is_elsewhere(str(other.pid))
+    finally:
+        other.kill()
+        other.wait()
