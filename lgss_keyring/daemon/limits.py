@@ -46,6 +46,14 @@ WORKERS_OF_AN_OWNER = 4
 BLOCKED_SECONDS = 0.05
 """A worker that has not come back to its loop for so long is blocked."""
 
+NICE = 5
+"""The nice value of an ordinary user's first worker: the machine's come first.  There are few of
+them, so it can be less than that of an upcall's own processes: jobs that keep all processors of a
+client busy must not make its users wait."""
+
+NICE_OF_FURTHER = 10
+"""That of a user's further workers."""
+
 JOBS_OF_A_WORKER = 16
 """Requests that a worker has in hand at a time."""
 

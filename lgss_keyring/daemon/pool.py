@@ -179,7 +179,7 @@ class Pool:
             try:
                 self._become_worker(own_end)
                 if owner != MACHINE:
-                    priority.lower(priority.of_slot(number))
+                    priority.lower(limits.NICE if number == 0 else limits.NICE_OF_FURTHER)
                 self._run(workers_end, page, max(owner, 0), owner == MACHINE, first, settings, level)
             finally:
                 os._exit(1)

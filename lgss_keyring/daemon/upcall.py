@@ -93,7 +93,10 @@ class Upcall(Negotiation):
         if request.is_machine and request.requestor_uid != 0:
             self._patience_limit = FORGED_PATIENCE
         folder = self._settings.krb5.ccache_directory
-        if settings.needs_program(request) or not namespaces.are_plainly_ours(request, folder):
+        # Only root asks for the machine's credential and another uid: the group that goes with
+        # it is not that of the machine's worker.
+        is_odd = request.is_machine and request.uid != 0
+        if is_odd or settings.needs_program(request) or not namespaces.are_plainly_ours(request, folder):
             self.refuse()
             return False
         return not (request.is_machine and self._is_known_to_fail())

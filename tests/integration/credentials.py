@@ -86,5 +86,5 @@ def private(site: Site) -> Iterator[Path]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files of ``folder``, by name."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """The files in ``folder`` and below, by path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

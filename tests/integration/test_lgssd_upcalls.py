@@ -264,6 +264,7 @@ def test_what_is_not_for_a_shared_worker_goes_back() -> None:
     with FakeLgssd(serve_all) as lgssd:
         assert lgssd.ask(ALICE, config="/etc/other.toml").hear() == lgssd_messages.DO_IT_YOURSELF
         assert lgssd.ask(ALICE, target_nid=4 << 48 | 5).hear() != lgssd_messages.DO_IT_YOURSELF
+        assert lgssd.ask(ALICE, requestor=0, flags="r").hear() == lgssd_messages.DO_IT_YOURSELF
         other = subprocess.Popen(["unshare", "-m", "sleep", "60"])
         try:
             assert within(5, lambda: _namespace(other.pid) != _namespace(os.getpid()))
