@@ -31,13 +31,13 @@ static char *changed(const char *text, size_t *size)
 {
     static const char *const pieces[] = { ":", "-", "0", "lgss:", "/", "%s%n", "2147483648", "99999999999", "\xff",
                                           "", "rmo", "::::", "--config", "create", "user" };
-    size_t room = *size + 3000;
+    size_t room = *size + (below(50) ? 300 : 9000);
     char *copy = malloc(room);
     memcpy(copy, text, *size);
     for (uint32_t left = below(4); left; left--) {
         size_t at = below((uint32_t)*size + 1);
         const char *piece = pieces[below(sizeof(pieces) / sizeof(*pieces))];
-        size_t length = strlen(piece), times = below(20) ? 1 : below(60);
+        size_t length = strlen(piece), times = below(20) ? 1 : below(3000);
         if (below(2)) {
             for (; times && *size + length < room; times--, *size += length) {
                 memmove(copy + at + length, copy + at, *size - at);
@@ -63,15 +63,19 @@ static void try_arguments(void)
         "42:krb5:1000:1000::i:1:0x20000c0a80105:lustre-MDT0000-mdc:0x20000c0a80106:3121:b8ae9dc4-7c1d", "1000",
         "1000", "11", "22", "33" };
     enum { GOOD = sizeof(good) / sizeof(*good) };
-    char *words[GOOD + 90], *out = malloc(UPCALL_LIMIT);
+    char *words[GOOD + 150], *out = malloc(UPCALL_LIMIT);
     int count = 0;
-    uint32_t repeated = below(30) ? GOOD : 1 + below(8);
+    uint32_t repeated = below(30) ? GOOD : 1 + below(8), pairs = below(30) ? 0 : below(40);
     struct call call;
     for (uint32_t at = 0; at < GOOD; at++) {
         uint32_t times = at && below(60) == 0 ? 0 : at == repeated ? 1 + below(60) : 1;
         for (; times; times--) {
             size_t size = strlen(good[at]);
-            words[count++] = below(3) ? strdup(good[at]) : changed(good[at], &size);
+            words[count++] = below(8) ? strdup(good[at]) : changed(good[at], &size);
+        }
+        for (; at == 0 && pairs; pairs--) { /* more good options than there is room for */
+            words[count++] = strdup("--timeout");
+            words[count++] = strdup("30");
         }
     }
     words[count] = NULL;
@@ -79,6 +83,7 @@ static void try_arguments(void)
         const char *texts[12] = { call.realm, call.config };
         require(count <= MOST_WORDS && call.arguments + 10 == words + count, "the words were counted wrongly");
         require(call.key > 0 && call.timeout >= 2 && call.timeout <= 3600, "a number is out of range");
+        require(strlen(call.note) < sizeof(NOTES) + 200, "the note's name is too long");
         require(!*call.note || !strchr(call.note + sizeof(NOTES), '/'), "the note is not in its folder");
         memcpy(texts + 2, call.arguments, 10 * sizeof(*texts));
         size_t size = pack_upcall(out, 1, call.timeout, texts, 12);
