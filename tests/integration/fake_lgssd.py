@@ -35,7 +35,7 @@ class Worker:
     def __init__(self, connection: socket.socket, page: job_messages.Page) -> None:
         self.connection = connection
         self.page = page
-        self.waiting: list[tuple[int, bytes]] = []
+        self._queue: dict[int, job_messages.Job] = {}
 
     def next(self) -> tuple[int, bytes]:
         """The number and the message of what comes next; the process ends with the connection."""
@@ -48,11 +48,25 @@ class Worker:
         return number, message
 
     def job(self) -> job_messages.Job:
-        """The next job; what is no job is left out."""
+        """The next job that nobody has dropped; what is no job is left out.  As a worker of ours it reads all
+        that has come first: one that does what others have been given in its place has no end of it."""
         while True:
-            number, message = self.next()
+            is_waiting = not self._queue
+            if is_waiting:
+                self.page.idle()
+            try:
+                data = self.connection.recv(20000, 0 if is_waiting else socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                number = next(iter(self._queue))
+                self.page.busy(number)
+                return self._queue.pop(number)
+            if not data:
+                os._exit(0)
+            number, message = job_messages.split(data)
             if message[:1] == b"J":
-                return job_messages.unpack_job(job_messages.with_number(number, message))
+                self._queue[number] = job_messages.unpack_job(data)
+            elif message == b"D":
+                self._queue.pop(number, None)
 
     def send(self, number: int, message: bytes) -> None:
         """Send a message about the job ``number``."""
