@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 
-from lgss_keyring.daemon import limits
+from lgss_keyring.daemon import limits, metrics
 from lgss_keyring.daemon.pool import Pool
 from lgss_keyring.daemon.reaper import Reaper
 from lgss_keyring.daemon.renewals import Renewals
+from lgss_keyring.daemon.scrapes import Scrapes
 from lgss_keyring.daemon.turns import Turns
 from lgss_keyring.worker import resident
 
@@ -41,9 +42,16 @@ class Dispatcher:
         self._all: set[Negotiation] = set()
         self._changed: list[Negotiation] = []
         """Those that have ended, or need a worker again."""
-        self.pool = Pool(selector, run, log, in_child)
+        self.scrapes = Scrapes(self, lambda: settings.current, selector, log, in_child)
+
+        def close_in_child() -> None:
+            self.scrapes.close_in_child()
+            in_child()
+
+        self.pool = Pool(selector, run, log, close_in_child)
         self.reaper = Reaper(self.pool, log)
-        self.renewals = Renewals(lambda: settings.current, log, in_child)
+        self.metrics = self.pool.metrics
+        self.renewals = Renewals(lambda: settings.current, log, close_in_child)
         self._numbers: dict[int, int] = {}
         self._looked_at_workers = self._looked_at_clocks = 0.0
 
@@ -52,14 +60,19 @@ class Dispatcher:
         """Seconds until :meth:`turn` has to be called again, whatever comes."""
         if self._all:
             return limits.TICK_SECONDS
-        renewals = self.renewals.timeout
-        return min(1.0, renewals) if self.pool.has_processes else renewals
+        due = min(self.renewals.timeout, self.scrapes.timeout)
+        return min(1.0, due) if self.pool.has_processes else due
 
     def add(self, negotiation: Negotiation) -> None:
         """Take a new request."""
         self._all.add(negotiation)
         self._count(negotiation.requestor, 1)
         self._turns.wait(negotiation)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a worker."""
+        return len(self._turns)
 
     def __len__(self) -> int:
         return len(self._all)
@@ -68,6 +81,7 @@ class Dispatcher:
         """End the requests that no worker has in hand: those who asked do without lgssd."""
         for negotiation in list(self._all):
             if negotiation.waits:
+                negotiation.cause = metrics.ENDING
                 negotiation.close()
         self._look_at_changed()
 
@@ -124,6 +138,7 @@ class Dispatcher:
         self._look_at_changed()
         self.renewals.turn()
         self.reaper.turn()
+        self.scrapes.turn()
 
     def _look_at_changed(self) -> None:
         while self._changed:
@@ -133,6 +148,7 @@ class Dispatcher:
                     self._all.remove(negotiation)
                     self._turns.leave(negotiation)
                     self._count(negotiation.requestor, -1)
+                    self.metrics.ended(negotiation)
                     negotiation.ended()
             elif negotiation.waits and negotiation.has_turn:
                 self._turns.leave(negotiation)
@@ -145,3 +161,4 @@ class Dispatcher:
         self._look_at_changed()
         self.pool.close()
         self.renewals.close()
+        self.scrapes.close()

@@ -116,6 +116,23 @@ REAP_ORPHAN_SECONDS = 3.0
 REAP_ANSWER_SECONDS = 2.0
 """How long its answer is waited for, in which the user's requests come first."""
 
+# Metrics (lgss_keyring/daemon/scrapes.py).
+
+SCRAPES = 2
+"""Scrapes at a time."""
+
+SCRAPE_SECONDS = 5
+"""How long a scrape may take."""
+
+SCRAPE_REQUEST_BYTES = 8192
+"""How long the request of a scrape may be."""
+
+TEXTFILE_SECONDS = 60.0
+"""How often the text file with the metrics is written."""
+
+SCRAPE_NICE = 19
+"""The nice value of a process that writes metrics: upcalls come first."""
+
 # The life of lgssd (lgss_keyring/daemon/life.py).
 
 LOOK_SECONDS = 5.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import time
 
-from lgss_keyring.daemon import limits
+from lgss_keyring.daemon import limits, metrics
 from lgss_keyring.daemon.pool import MACHINE, ClosedError
 from lgss_keyring.formats import job_messages, worker_messages
 from lgss_keyring.formats.errors import SHORTAGE_HINT, Kind, LimitError
@@ -65,6 +65,11 @@ class Negotiation:
         """Whether the credential is there."""
         self.worker: Worker | None = None
         self.answer: Answer | None = None
+        self.phases = metrics.Phases()
+        self.cause = ""
+        """Why it has ended, of :data:`.metrics.CAUSES`, if the answer does not say."""
+        self.is_lost = False
+        """Whether the answer was given, and not taken."""
         self._dispatcher = dispatcher
         self._pool = dispatcher.pool
         self._job = 0
@@ -116,6 +121,11 @@ class Negotiation:
         return "" if self.request.is_machine else f"worker of uid {self.request.uid} says: "
 
     @property
+    def phase_of_work(self) -> str:
+        """The phase after the credential.  lgssd sees the tokens for Lustre, and others it does not."""
+        return metrics.KDC if self.request.key_type == "lgssc" else metrics.KDC_AND_SERVER
+
+    @property
     def waits(self) -> bool:
         """Whether it needs a worker and has none."""
         return self.worker is None and self.answer is None and not self.is_closed
@@ -131,6 +141,7 @@ class Negotiation:
         self.is_ready = self.is_begun = False
         self._tries += 1
         self.worker = worker
+        self.phases.enter(metrics.CREDENTIALS)
         try:
             self._job = self._pool.begin(worker, self, job)
         except ClosedError:
@@ -158,12 +169,14 @@ class Negotiation:
         if isinstance(decoded, Answer):
             self._release()
             if self.answer is None and not self.is_closed:
+                self.phases.enter(metrics.UPDATE)
                 self.finish(self._attributed(decoded))
         elif isinstance(decoded, worker_messages.CredentialReady):
             if self.is_ready:
                 raise worker_messages.ProtocolError("a credential where none was due from the worker")
             self.is_ready = True
             self.word_due = None
+            self.phases.enter(self.phase_of_work)
             self.credential_ready()
         elif isinstance(decoded, worker_messages.Token):
             if not self.is_ready:
@@ -186,6 +199,7 @@ class Negotiation:
         """The worker has ended: another one begins anew, or the request has failed."""
         self.worker = None
         self.lost_worker()
+        self.phases.enter(metrics.QUEUE if self.answer is None else metrics.UPDATE)
         if self.answer is not None or self.is_closed:
             return
         if self._tries < limits.JOB_TRIES:
@@ -199,6 +213,7 @@ class Negotiation:
         """Its worker is blocked by another request: this one waits again."""
         self.worker = None
         self._tries -= 1
+        self.phases.enter(metrics.QUEUE)
         self._dispatcher.changed(self)
 
     # The end.
@@ -230,6 +245,7 @@ class Negotiation:
         """Answer with ``failure``."""
         self._release()
         if self.answer is None and not self.is_closed:
+            self.phases.enter(metrics.UPDATE)
             self.finish(Answer.of_failure(failure))
 
     def fail_short(self, error: OSError) -> None:

@@ -21,7 +21,7 @@ import socket
 import struct
 import time
 
-from lgss_keyring.daemon import limits
+from lgss_keyring.daemon import limits, metrics
 from lgss_keyring.daemon.dying import Dying
 from lgss_keyring.formats import job_messages, worker_messages
 from lgss_keyring.formats.errors import Kind
@@ -80,6 +80,8 @@ class Worker:
         self.started = self.idle_since = time.monotonic()
         self.is_retired = False
         """Whether it gets no more jobs."""
+        self.was_blocked = False
+        """Whether it was blocked when it was looked at."""
         self.is_gone = False
         """Whether it was killed, or has closed its connection."""
 
@@ -114,6 +116,7 @@ class Pool:
 
     def __init__(self, selector: selectors.BaseSelector, run: Run, log: Log, in_child: Callable[[], None]):
         """``in_child()`` closes, in a new worker, what this process has open."""
+        self.metrics = metrics.Metrics()
         self._selector = selector
         self._run = run
         self._log = log
@@ -186,6 +189,7 @@ class Pool:
         workers_end.close()
         worker = Worker(owner, pid, own_end, page)
         self._workers[pid] = worker
+        self.metrics.worker(owner == MACHINE, metrics.STARTED)
         self._selector.register(own_end, selectors.EVENT_READ, lambda: self._read(worker))
         return worker
 
@@ -242,6 +246,7 @@ class Pool:
         """Give it no more jobs, and let it end when it has none."""
         worker.is_retired = True
         if not worker.jobs and not worker.is_gone:
+            self.metrics.worker(worker.owner == MACHINE, metrics.ENDED)
             self._forget(worker)  # it ends when it finds its connection closed
 
     def retire_all(self) -> None:
@@ -252,6 +257,7 @@ class Pool:
     def kill(self, worker: Worker, how: str) -> None:
         """End it at once; its jobs are told ``how`` it ended."""
         if not worker.is_gone:
+            self.metrics.worker(worker.owner == MACHINE, metrics.KILLED)
             self._forget(worker)
         try:
             os.kill(worker.pid, signal.SIGKILL)
@@ -310,8 +316,11 @@ class Pool:
                 if now - worker.idle_since > limits.IDLE_SECONDS:
                     self.retire(worker)
                 continue
-            if not worker.is_blocked:
+            before, worker.was_blocked = worker.was_blocked, worker.is_blocked
+            if not worker.was_blocked:
                 continue
+            if not before:
+                self.metrics.worker(worker.owner == MACHINE, metrics.BLOCKED)
             current = worker.page.look()[1]
             waiting = [number for number, client in worker.jobs.items() if not client.is_begun]
             for number in waiting:

@@ -57,6 +57,7 @@ class Server:
 
     def serve_upcalls(self, listener: socket.socket) -> None:
         """Serve the children of upcalls that connect to ``listener``."""
+        self._dispatcher.scrapes.listen_beside(listener.getsockname())
         self._upcalls = Upcalls(listener, self._dispatcher, self._selector, self._log)
 
     def run(self, life: Life, ready: Callable[[], None] = lambda: None) -> None:

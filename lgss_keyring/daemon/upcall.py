@@ -11,7 +11,7 @@ import os
 import socket
 import time
 
-from lgss_keyring.daemon import limits, upcall_messages
+from lgss_keyring.daemon import limits, metrics, upcall_messages
 from lgss_keyring.daemon.negotiation import Negotiation
 from lgss_keyring.formats import callout, worker_messages
 from lgss_keyring.formats.errors import KeyOperationError, Kind, LgssError
@@ -77,7 +77,7 @@ class Upcall(Negotiation):
         self.log.bind(requestor=self.call.requestor, key=self.call.serial)
         self._set_deadlines()
         if not settings.serves(self.call.options.get("config")):
-            self.refuse()
+            self.refuse(metrics.OTHER_CONFIG)
             return False
         try:
             self.request = request = callout.parse_request(
@@ -97,7 +97,7 @@ class Upcall(Negotiation):
         # it is not that of the machine's worker.
         is_odd = request.is_machine and request.uid != 0
         if is_odd or settings.needs_program(request) or not namespaces.are_plainly_ours(request, folder):
-            self.refuse()
+            self.refuse(metrics.ELSEWHERE)
             return False
         return not (request.is_machine and self._is_known_to_fail())
 
@@ -125,12 +125,14 @@ class Upcall(Negotiation):
         if not number:
             return False
         failure = Failed(number, 0, Kind.UPCALL, "it has failed just now, and nothing has changed")
+        self.cause = metrics.NOTED
         self._send_answer(Answer.of_failure(failure), seconds)
         self.close()  # the first failure has its line, and further ones have none
         return True
 
-    def refuse(self) -> None:
-        """Let the child do the work itself."""
+    def refuse(self, cause: str) -> None:
+        """Let the child do the work itself; ``cause`` is of :data:`.metrics.CAUSES`."""
+        self.cause = cause
         self._send(lgssd_messages.DO_IT_YOURSELF)
         self.close()
 
@@ -159,6 +161,7 @@ class Upcall(Negotiation):
             raise worker_messages.ProtocolError("a token where none was due from the worker")
         self._tokens_written += 1
         self._writing_since = time.monotonic()
+        self.phases.enter(metrics.SERVER)
         gid, from_passwd = worker.gid
         if not from_passwd:
             gid = request.requestor_gid if request.requestor_uid == request.uid else request.gid
@@ -191,6 +194,7 @@ class Upcall(Negotiation):
             return  # its worker was replaced meanwhile
         took = time.monotonic() - self._writing_since
         self._writing_since = 0.0
+        self.phases.enter(metrics.KDC)
         self._spent += took
         due = self.deadline
         self.deadline = Deadline(due.at + took, due.seconds, due.setting)
@@ -203,6 +207,7 @@ class Upcall(Negotiation):
     def gone(self) -> None:
         """The child's connection has ended."""
         if self.answer is not None and not self.is_closed:
+            self.is_lost = True
             text = "the process that holds it has ended before it has updated it"
             self.log.event("warning", f"{self.subject}: {text}", error=Kind.KILLED)
         self.close()
@@ -266,6 +271,7 @@ class Upcall(Negotiation):
         assert self.answer is not None
         not_taken = None
         if number:
+            self.is_lost = True
             reason = f"cannot update {self.subject}: {os.strerror(number)}"
             not_taken = KeyOperationError(reason, errno=number)
         # A daemon of one thread waits for no journal.

@@ -7,7 +7,7 @@ import selectors
 import socket
 import struct
 
-from lgss_keyring.daemon import limits, upcall_messages
+from lgss_keyring.daemon import limits, metrics, upcall_messages
 from lgss_keyring.daemon.upcall import Upcall
 from lgss_keyring.formats.errors import Kind
 from lgss_keyring.front import lgssd_messages
@@ -128,7 +128,7 @@ class Upcalls:
         has_room = self._dispatcher.has_room(upcall.requestor)
         self._dispatcher.add(upcall)
         if not has_room:
-            upcall.refuse()
+            upcall.refuse(metrics.FULL)
 
     def _drop(self, connection: socket.socket) -> None:
         self._upcalls.pop(connection.fileno(), None)

@@ -158,6 +158,13 @@ class Sptlrpc(Section):
     allowed = {"policy": ("keyring", "pipe")}
 
 
+class Metrics(Section):
+    """[metrics]: ``textfile``, the file for node_exporter that lgssd writes each minute (empty: none)."""
+
+    textfile: str = ""
+    allowed = {"textfile": A_PATH_OR_NOTHING}
+
+
 class Config(Record):
     """All sections; ``hosts`` maps NIDs, addresses, targets and this host to host names, and
     ``path`` is where the file is, or would be."""
@@ -169,6 +176,7 @@ class Config(Record):
     names: Names = Names()
     lustre: Lustre = Lustre()
     sptlrpc: Sptlrpc = Sptlrpc()
+    metrics: Metrics = Metrics()
     hosts: Mapping[str, str] = {}
     path: str = DEFAULT_PATH
 
@@ -181,7 +189,7 @@ class Config(Record):
         return f"{hint} (in {self.path})" if hint else f"see {self.path}"
 
 
-SECTIONS: dict[str, type[Log | Upcall | Krb5 | RpcsecGss | Names | Lustre | Sptlrpc]] = {
+SECTIONS: dict[str, type[Log | Upcall | Krb5 | RpcsecGss | Names | Lustre | Sptlrpc | Metrics]] = {
     "log": Log,
     "upcall": Upcall,
     "krb5": Krb5,
@@ -189,6 +197,7 @@ SECTIONS: dict[str, type[Log | Upcall | Krb5 | RpcsecGss | Names | Lustre | Sptl
     "names": Names,
     "lustre": Lustre,
     "sptlrpc": Sptlrpc,
+    "metrics": Metrics,
 }
 _TYPES = {int: "a whole number", str: "a string in quotes", bool: "true or false"}
 

@@ -226,6 +226,7 @@ class FakeLgssd:
             records.close_in_child()
 
         dispatcher = Dispatcher(settings, selector, log, close_in_child, run)
+        dispatcher.scrapes.listen_beside(self.path)
         upcalls = Upcalls(upcall_listener, dispatcher, selector, log)
         records = Records(pipe_listener, settings, dispatcher, selector, log)
         while True:

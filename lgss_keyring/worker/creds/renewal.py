@@ -128,12 +128,26 @@ class KeptTickets:
     def due(self, now: float) -> list[Due]:
         """The renewals to come of all tickets in use, and when; the next one first.  Reads files and
         changes nothing."""
-        of_tgt: dict[tuple[str, ...], list[uses.Use]] = {}
+        by_origin = self._uses(now).items()
+        found = [due for origin, used in by_origin for due in self._due_of(origin, used, now)]
+        return sorted(found, key=lambda due: due.moment)
+
+    def tgt_ends(self, now: float) -> list[int]:
+        """When the TGTs in use end, in seconds since the epoch.  Reads files and changes nothing."""
+        found = []
+        for origin, used in self._uses(now).items():
+            tgt = self._tgt(origin)
+            if tgt is not None and any(use.is_current(now, tgt.end - tgt.start) for use in used):
+                found.append(tgt.end)
+        return found
+
+    def _uses(self, now: float) -> dict[tuple[str, ...], list[uses.Use]]:
+        """The notes of uses, by the origin of the TGT."""
+        by_origin: dict[tuple[str, ...], list[uses.Use]] = {}
         for use in uses.read(self._krb5.ccache_directory, now):
             if self._is_ours(use.identity):
-                of_tgt.setdefault(use.identity[1:-1], []).append(use)
-        found = [due for origin, used in of_tgt.items() for due in self._due_of(origin, used, now)]
-        return sorted(found, key=lambda due: due.moment)
+                by_origin.setdefault(use.identity[1:-1], []).append(use)
+        return by_origin
 
     def _is_ours(self, identity: tuple[str, ...]) -> bool:
         krb5, principal = self._krb5, self._krb5.principal
