@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from lgss_keyring.formats.errors import Kind
 from lgss_keyring.formats.outcome import Failed
 from lgss_keyring.front import lgssd_messages
 from lgss_keyring.worker.creds.renewal import KeptTickets
-from tests.support.samples import Samples, ask, connect, scrape
+from tests.support.samples import ask, connect, scrape
 from tests.support.site import Site
 from tests.support.stage import CHECKOUT
 
@@ -131,34 +130,6 @@ def test_workers_are_counted() -> None:
 # Whom it serves, and what they may do.
 
 
-def test_root_alone_may_connect() -> None:
-    with FakeLgssd(serve_all) as lgssd:
-        connect(path_of(lgssd)).close()
-        assert stat.S_IMODE(os.stat(path_of(lgssd)).st_mode) == 0o600
-
-
-@pytest.mark.parametrize(
-    ("request_", "status"),
-    [
-        (b"POST /metrics HTTP/1.1\r\n\r\n", b"400"),
-        (b"GET /metrics\r\n\r\n", b"400"),
-        (b"\0\xff\r\n\r\n", b"400"),
-        (b"GET /other HTTP/1.1\r\n\r\n", b"404"),
-        (b"GET /metrics?x=1 HTTP/1.1\r\nAccept: text/plain\r\n\r\n", b"200"),
-    ],
-)
-def test_the_request_line_decides(request_: bytes, status: bytes) -> None:
-    with FakeLgssd(serve_all) as lgssd:
-        assert ask(path_of(lgssd), request_)[0].split()[1] == status
-
-
-def test_a_request_that_is_too_long_gets_nothing() -> None:
-    with FakeLgssd(serve_all) as lgssd:
-        assert ask(path_of(lgssd), b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 8166) == (b"", b"")
-        assert scrape(path_of(lgssd)).upcalls("established") == 0
-        assert "no metrics" not in lgssd.log()
-
-
 def test_scrapers_that_say_nothing_delay_no_upcall_and_are_ended() -> None:
     with FakeLgssd(serve_all) as lgssd:
         silent = [connect(path_of(lgssd)) for _ in range(2)]
@@ -204,25 +175,6 @@ def test_nothing_is_left_of_scrapes() -> None:
             ask(path_of(lgssd), b"GET / HTTP/1.1\r\n\r\n")
             assert within(5, lambda: not lgssd.workers())
         assert len(os.listdir(f"/proc/{lgssd.pid}/fd")) == before
-
-
-# The file.
-
-
-def test_the_file_is_there_and_readable(tmp_path: Path) -> None:
-    file = tmp_path / "lgssd.prom"
-    (tmp_path / "lgssd.prom.new").symlink_to("/dev/full")  # left over, or put there
-    with FakeLgssd(serve_all, {"metrics": {"textfile": str(file)}}):
-        assert within(10, file.exists)
-        assert "lgssd_start_time_seconds" in Samples(file.read_text(), is_openmetrics=False).names
-        assert stat.S_IMODE(file.stat().st_mode) == 0o644
-        assert os.listdir(tmp_path) == ["lgssd.prom"]
-
-
-def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    with FakeLgssd(serve_all, {"metrics": {"textfile": f"{tmp_path}/none/lgssd.prom"}}) as lgssd:
-        assert within(10, lambda: "no metrics now: [Errno 2]" in lgssd.log())
-        assert lgssd.ask(ALICE).served_by()
 
 
 # The machine's TGT, and the whole.
