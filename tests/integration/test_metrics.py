@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -140,9 +141,9 @@ def test_scrapers_that_say_nothing_delay_no_upcall_and_are_ended() -> None:
             os.kill(pid, signal.SIGSTOP)  # nothing that they do can be waited for
         for _ in range(50):
             lgssd.ask(ALICE).answer()
-        assert set(scrapers) <= set(lgssd.workers())
         for pid in scrapers:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # killed, if this machine was slow
+                os.kill(pid, signal.SIGCONT)
         for each in silent:
             assert each.recv(1) == b""  # after 5 s
             each.close()
