@@ -182,11 +182,17 @@ static _Noreturn void serve_alone(const struct call *call, int front)
     _exit(1); /* the witness answers */
 }
 
-/* Serve the upcall; `said`: what the front has said. */
-static _Noreturn void serve(const struct call *call, char said, int front, int lgssd)
+/* Serve the upcall, when the front has said through its pipe that it may begin. */
+static _Noreturn void serve(const struct call *call, int front, int lgssd)
 {
     struct token token;
     struct answer answer;
+    char said = DO_IT_YOURSELF; /* if the front is killed */
+    while (read(front, &said, 1) < 0 && errno == EINTR)
+        ;
+    schedule(SCHED_OTHER);
+    if (said == QUIT)
+        _exit(0);
     while (said == GO && lgssd >= 0) {
         ssize_t size = receive(lgssd, SILENCE_MS);
         char kind = size > 0 ? message[0] : 'Y';
@@ -228,15 +234,9 @@ static _Noreturn void watch(const struct call *call, pid_t server, const sigset_
 static _Noreturn void child(const struct call *call, int front, int lgssd)
 {
     sigset_t ended;
-    char said = DO_IT_YOURSELF; /* if the front is killed */
     /* With the authority, a request that Lustre makes during a write would fail (docs/protocol.md 6). */
     keyctl(ASSUME_AUTHORITY, 0, 0, 0, 0);
     schedule(SCHED_BATCH); /* else this may run before the front has exited */
-    while (read(front, &said, 1) < 0 && errno == EINTR)
-        ;
-    if (said == QUIT)
-        _exit(0);
-    schedule(SCHED_OTHER);
     setsid();
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     int spared = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
@@ -253,7 +253,7 @@ static _Noreturn void child(const struct call *call, int front, int lgssd)
         answer_for_it(call, ENOMEM, "want of memory or processes");
     if (server == 0) {
         sigprocmask(SIG_UNBLOCK, &ended, NULL);
-        serve(call, said, front, lgssd);
+        serve(call, front, lgssd);
     }
     close(front);
     close(lgssd);
