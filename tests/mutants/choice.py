@@ -64,6 +64,7 @@ INTEGRATION: dict[str, str] = {
     "worker/names": "faults_of_requests",
     "worker/namespaces": "namespaces attacks_containers exiting",
     "worker/sightings": "faults_of_services known_failures",
+    "worker/work": "upcall namespaces credentials_of_users attacks_containers",
 }
 NOT_ABOUT_THE_PACKAGE = "acceptor dead_runs demo install install_files realm"
 """They are about the tests' own tools, or take minutes and would notice little that others do not."""

@@ -56,13 +56,21 @@ def test_departing_peer_costs_no_descriptor_and_no_process(
         made.append(fork())
         return made[-1]
 
+    reader, writer = os.pipe()
     everyone, peer, theirs = connected
     before = opened()
     own = os.readlink(f"/proc/self/fd/{peer.connection.fileno()}")
     monkeypatch.setattr(os, "fork", remembered)
+    server = os.getpid()
     everyone.drop(peer)
+    if os.getpid() != server:
+        os.write(writer, b"a second server")
+        os._exit(1)
+    os.close(writer)
     assert opened() <= before - {own}
     wait_for_closers(everyone)
+    with os.fdopen(reader) as told:
+        assert told.read() == ""
     (closer,) = made
     with pytest.raises(ChildProcessError):
         os.waitpid(closer, os.WNOHANG)

@@ -1,4 +1,4 @@
-"""The lean way into python-gssapi, in processes of its own."""
+"""The lean way into python-gssapi (lean_import), in processes of its own."""
 
 from __future__ import annotations
 

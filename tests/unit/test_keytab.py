@@ -5,12 +5,13 @@ from __future__ import annotations
 import struct
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lgss_keyring.formats.config import Krb5
+from lgss_keyring.formats.config import Config, ContainerKrb5, Krb5, Names
 from lgss_keyring.formats.errors import CredentialError
-from lgss_keyring.worker import krb5_library
+from lgss_keyring.worker import krb5_library, work
 from lgss_keyring.worker.creds import machine
 
 
@@ -98,3 +99,22 @@ def test_a_keytab_that_is_not_there(keytab: Path) -> None:
     with pytest.raises(CredentialError) as caught:
         search(keytab, Fitting("host/b@SITE")).keytab_entry()
     assert caught.value.kind == "keytab-unreadable"
+
+
+def test_a_containers_keytab_takes_the_place_of_the_hosts() -> None:
+    """Nothing of the host's caches is used with it either (CVE-2021-20208)."""
+    asked: list[str] = []
+
+    class Found:
+        def open_below(self, path: str) -> int:
+            asked.append(path)
+            return 77
+
+    found: Any = Found()
+    host = Config(
+        krb5=Krb5(keytab="FILE:/etc/the.keytab", principal="host/a"), names=Names(reverse_dns=False)
+    )
+    settings = work._for_container(host, found)
+    assert asked == ["/etc/the.keytab"] and isinstance(settings.krb5, ContainerKrb5)
+    assert (settings.krb5.keytab, settings.krb5.principal) == ("FILE:/proc/self/fd/77", "host/a")
+    assert settings.names == host.names and settings.upcall == host.upcall
