@@ -8,8 +8,10 @@ from lgss_keyring.daemon import limits, metrics
 from lgss_keyring.daemon.pool import Pool
 from lgss_keyring.daemon.reaper import Reaper
 from lgss_keyring.daemon.renewals import Renewals
+from lgss_keyring.daemon.room import FullError
 from lgss_keyring.daemon.scrapes import Scrapes
 from lgss_keyring.daemon.turns import Turns
+from lgss_keyring.system import subordinate
 from lgss_keyring.worker import resident
 
 TYPE_CHECKING = False
@@ -91,11 +93,12 @@ class Dispatcher:
 
     def has_room(self, requestor: int) -> bool:
         """Whether one more of ``requestor`` may be added."""
-        of_this_user = self._numbers.get(requestor, 0)
+        of_this_user = self._numbers.get(_counted(requestor), 0)
         is_full = len(self._all) >= limits.UPCALLS
         return not is_full and (requestor == 0 or of_this_user < limits.UPCALLS_OF_A_USER)
 
     def _count(self, uid: int, change: int) -> None:
+        uid = _counted(uid)
         number = self._numbers.get(uid, 0) + change
         if number:
             self._numbers[uid] = number
@@ -111,6 +114,8 @@ class Dispatcher:
         current = self._settings.current
         try:
             worker = self.pool.worker_for(negotiation.owner, negotiation.request, current, current.log.level)
+        except FullError:
+            return negotiation.is_sent_back()
         except OSError as error:
             negotiation.fail_short(error)
             return True
@@ -162,3 +167,9 @@ class Dispatcher:
         self.pool.close()
         self.renewals.close()
         self.scrapes.close()
+
+
+def _counted(uid: int) -> int:
+    """The uid as which ``uid`` is counted: the first of its range if it is a subordinate one."""
+    first = subordinate.range_of(uid)
+    return first if first >= 0 else uid

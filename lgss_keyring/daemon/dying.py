@@ -24,9 +24,9 @@ class Dying:
         """Wait for the worker ``pid`` of ``owner``."""
         self._all[pid] = owner, time.monotonic() + limits.LEAVING_SECONDS
 
-    def of(self, owner: int) -> int:
-        """How many are ``owner``'s."""
-        return sum(each == owner for each, _ in self._all.values())
+    def owners(self) -> list[int]:
+        """The owner of each."""
+        return [owner for owner, _ in self._all.values()]
 
     def reap(self) -> None:
         """Forget those that have ended, and kill those that should have."""

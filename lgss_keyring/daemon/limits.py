@@ -28,7 +28,8 @@ UPCALLS = 4096
 """Upcalls that have a connection at a time.  One more is told to do the work itself."""
 
 UPCALLS_OF_A_USER = 512
-"""Of these, those of one ordinary uid.  The kernel's quota allows 100."""
+"""Of these, those of one ordinary uid, or of all subordinate uids of one user.  The kernel's quota allows
+a uid 100."""
 
 UPCALL_BACKLOG = 1024
 """Connections that wait to be accepted (listen(2)); the kernel may allow fewer (somaxconn)."""
@@ -42,6 +43,12 @@ WORKERS_FOR_NEWCOMERS = 16
 
 WORKERS_OF_AN_OWNER = 4
 """Workers of one user, and of the machine."""
+
+WORKERS_OF_SUBORDINATES = 16
+"""Workers of all subordinate uids of one user (subuid(5)) together."""
+
+ROOM_SECONDS = 1.0
+"""An upcall for which there is no worker because others have them all is then left to its own process."""
 
 BLOCKED_SECONDS = 0.05
 """A worker that has not come back to its loop for so long is blocked."""

@@ -11,7 +11,7 @@ import errno
 import time
 
 from lgss_keyring.daemon import limits, metrics
-from lgss_keyring.daemon.pool import MACHINE, ClosedError
+from lgss_keyring.daemon.pool import MACHINE, MACHINE_FOR_USERS, ClosedError
 from lgss_keyring.formats import job_messages, worker_messages
 from lgss_keyring.formats.errors import SHORTAGE_HINT, Kind, LimitError
 from lgss_keyring.formats.outcome import Answer, Failed
@@ -50,7 +50,7 @@ class Negotiation:
         the kernel."""
         self.ended = ended
         self.requestor = requestor
-        self.line = (requestor, for_machine)
+        self.line = (requestor, for_machine, "")
         self.is_closed = False
         """Whether whoever asked is gone, or has all that they need."""
         self.is_begun = False
@@ -80,6 +80,10 @@ class Negotiation:
     def begin(self, settings: Settings) -> bool:
         """Look at the request.  Returns whether it is for a worker; if not, it has been answered."""
         raise NotImplementedError
+
+    def is_sent_back(self) -> bool:
+        """Whether this does without lgssd, as others have all the workers; False if it waits."""
+        return False
 
     def arguments(self) -> tuple[str | None, Sequence[str]]:
         """The realm (-R) and the ten arguments of docs/protocol.md 1."""
@@ -113,7 +117,9 @@ class Negotiation:
     @property
     def owner(self) -> int:
         """Whose worker this needs."""
-        return MACHINE if self.request.is_machine else self.request.uid
+        if not self.request.is_machine:
+            return self.request.uid
+        return MACHINE if self.requestor == 0 else MACHINE_FOR_USERS
 
     @property
     def speaker(self) -> str:

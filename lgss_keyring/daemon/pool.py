@@ -21,8 +21,9 @@ import socket
 import struct
 import time
 
-from lgss_keyring.daemon import limits, metrics
+from lgss_keyring.daemon import limits, metrics, room
 from lgss_keyring.daemon.dying import Dying
+from lgss_keyring.daemon.room import FullError
 from lgss_keyring.formats import job_messages, worker_messages
 from lgss_keyring.formats.errors import Kind
 from lgss_keyring.front import oom
@@ -58,7 +59,10 @@ if TYPE_CHECKING:
     """The work of a worker, in its process; as :func:`lgss_keyring.worker.resident.run`."""
 
 MACHINE = -1
-"""The owner of the machine's workers, among those that are uids."""
+"""The owner of the machine's workers, among those that are uids..."""
+MACHINE_FOR_USERS = -2
+"""...and of those that serve what ordinary users' processes ask for the machine.  A user can forge such
+requests, and let them wait for a name service of their choice: that must not hold up root's."""
 
 
 class ClosedError(Exception):
@@ -138,26 +142,32 @@ class Pool:
 
     def worker_for(self, owner: int, first: UpcallRequest, settings: Config, level: str) -> Worker | None:
         """A worker of ``owner`` that can take a job now, a new one if need be; None if that has to
-        wait.  ``first`` is the request that it is needed for.  Raises OSError if there can be no
-        process."""
+        wait for one of its own.  ``first`` is the request that it is needed for.  Raises FullError, and
+        OSError if there can be no process."""
         own = self.of(owner)
         free = [each for each in own if len(each.jobs) < limits.JOBS_OF_A_WORKER and not each.is_blocked]
         if free:
             return min(free, key=lambda each: len(each.jobs))
         # One that was killed and has not ended still uses memory: it counts.
-        number = len(own) + self._dying.of(owner)
-        if number >= limits.WORKERS_OF_AN_OWNER or (own and not all(each.is_blocked for each in own)):
+        number = len(own) + self._dying.owners().count(owner)
+        if own and not all(each.is_blocked for each in own):
             return None
-        most = limits.RESIDENT_WORKERS - (limits.WORKERS_FOR_NEWCOMERS if number else 0)
-        is_full = owner > 0 and len(self._workers) + len(self._dying) >= most
-        if is_full and not self._make_room():
+        if number >= limits.WORKERS_OF_AN_OWNER:
+            if owner == MACHINE_FOR_USERS:
+                raise FullError
             return None
+        rivals = room.rivals(owner, [each.owner for each in self._workers.values()] + self._dying.owners())
+        if rivals is not None and not self._make_room(rivals):
+            if number:
+                return None
+            raise FullError
         return self._start(owner, first, settings, level, number)
 
-    def _make_room(self) -> bool:
-        idle = [each for each in self._workers.values() if not each.jobs]
+    def _make_room(self, rivals: Callable[[int], bool]) -> bool:
+        idle = [each for each in self._workers.values() if not each.jobs and rivals(each.owner)]
         if idle:
-            self.retire(min(idle, key=lambda each: each.idle_since))
+            # Not retired: those that their users have stopped would be too many at the same time.
+            self.kill(min(idle, key=lambda each: each.idle_since), "others need the room")
         return bool(idle)
 
     def _start(self, owner: int, first: UpcallRequest, settings: Config, level: str, number: int) -> Worker:
@@ -181,9 +191,9 @@ class Pool:
         if pid == 0:
             try:
                 self._become_worker(own_end)
-                if owner != MACHINE:
+                if owner >= 0:
                     priority.lower(limits.NICE if number == 0 else limits.NICE_OF_FURTHER)
-                self._run(workers_end, page, max(owner, 0), owner == MACHINE, first, settings, level)
+                self._run(workers_end, page, max(owner, 0), owner < 0, first, settings, level)
             finally:
                 os._exit(1)
         workers_end.close()

@@ -67,6 +67,8 @@ class RecordUpcall(Negotiation):
         ended: Callable[[RecordUpcall], None],
     ) -> None:
         super().__init__(dispatcher, peer.uid, request.is_machine, lambda: ended(self))
+        if peer.uid == 0 and not request.is_machine:
+            self.line = (0, False, str(request.uid))
         self.peer = peer
         self.request = request
         self._upcall = upcall

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from lgss_keyring.daemon.negotiation import Negotiation
 
-    Line = tuple[int, bool]
-    """A requestor's uid, and whether the machine's credential is asked for."""
+    Line = tuple[int, bool, str]
+    """A requestor's uid, whether the machine's credential is asked for, and for root's requests for users
+    for which uid: a user whose workers are blocked must not hold up what root asks for others."""
 
 
 class Turns:
@@ -57,7 +58,7 @@ class Turns:
             lines = [line for line in self._waiting if line not in stuck]
             if not lines:
                 break
-            # One of each line for each time round; root's line stands before all others.
+            # One of each line for each time round; root's lines stand before all others.
             for line in sorted(lines, key=lambda line: line[0] != 0):
                 queue = self._waiting[line]
                 if self._at_work.get(line, 0) >= self._limit(line):
@@ -79,7 +80,7 @@ class Turns:
 
     @staticmethod
     def _limit(line: Line) -> int:
-        uid, is_machine = line
+        uid, is_machine, _ = line
         if uid == 0:
             return limits.UPCALLS
         return limits.MACHINE_AT_WORK_OF_A_USER if is_machine else limits.AT_WORK_OF_A_USER

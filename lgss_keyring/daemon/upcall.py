@@ -45,6 +45,8 @@ class Upcall(Negotiation):
     ) -> None:
         call = Call(message.arguments)
         super().__init__(dispatcher, _number(call.requestor), call.is_machine, ended)
+        if self.requestor == 0 and not call.is_machine:
+            self.line = (0, False, call.asked)
         if message.realm:
             call.options["realm"] = message.realm
         if message.config:
@@ -128,6 +130,13 @@ class Upcall(Negotiation):
         self.cause = metrics.NOTED
         self._send_answer(Answer.of_failure(failure), seconds)
         self.close()  # the first failure has its line, and further ones have none
+        return True
+
+    def is_sent_back(self) -> bool:
+        """See :class:`lgss_keyring.daemon.negotiation.Negotiation`."""
+        if time.monotonic() < self.started + limits.ROOM_SECONDS:
+            return False
+        self.refuse(metrics.FULL)
         return True
 
     def refuse(self, cause: str) -> None:

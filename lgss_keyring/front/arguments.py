@@ -147,8 +147,13 @@ class Call:
     def brings_credentials(self) -> bool:
         """Whether the credentials in the requestor's keyrings may be used: only if the
         requestor asks for a context of its own uid (callout field 2)."""
+        return not self.is_machine and self.asked != "" and self.asked == self.requestor
+
+    @property
+    def asked(self) -> str:
+        """The uid that a context is asked for (callout field 2), not checked."""
         fields = self.callout.split(":", 3)
-        return not self.is_machine and len(fields) > 2 and fields[2] == self.requestor
+        return fields[2] if len(fields) > 2 else ""
 
     @property
     def failure_note(self) -> str:

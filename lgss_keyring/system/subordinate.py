@@ -6,22 +6,54 @@ Only the file is read: ranges that a name service gives are not known here.
 
 from __future__ import annotations
 
+import os
+
 PATH = "/etc/subuid"
 BYTES = 1 << 18
 """How much of it is read: ten thousand ranges."""
+ANSWERS = 4096
+"""How many answers are kept; to look through ten thousand ranges takes milliseconds."""
+
+_seen: tuple[object, ...] = ()
+"""What the file was when it was read."""
+_ranges: list[tuple[int, int]] = []
+_answers: dict[int, int] = {}
 
 
 def range_of(uid: int) -> int:
     """The first uid of the range of subordinate uids that has ``uid``, or -1.  Raises nothing."""
+    _look()
+    answer = _answers.get(uid)
+    if answer is None:
+        answer = next((first for first, end in _ranges if first <= uid < end), -1)
+        if len(_answers) >= ANSWERS:
+            _answers.clear()
+        _answers[uid] = answer
+    return answer
+
+
+def _look() -> None:
+    """Read the file, if it has changed."""
+    global _seen, _ranges
     try:
+        status = os.stat(PATH)
+        seen: tuple[object, ...] = (
+            PATH,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+            status.st_size,
+            status.st_ino,
+        )
+        if seen == _seen:
+            return
         with open(PATH, "rb") as file:
             lines = file.read(BYTES).split(b"\n")
     except OSError:
-        return -1
+        seen, lines = (), []
+    _seen, _ranges = seen, []
+    _answers.clear()
     for line in lines:
         words = line.split(b":")
         if len(words) == 3 and words[1].isdigit() and words[2].isdigit():
             first = int(words[1][:10])
-            if first <= uid < first + int(words[2][:10]):
-                return first
-    return -1
+            _ranges.append((first, first + int(words[2][:10])))

@@ -1,0 +1,165 @@
+"""What one user's requests may take of lgssd, and what is left for the others."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from lgss_keyring.daemon import limits
+from lgss_keyring.daemon.dispatcher import Dispatcher
+from lgss_keyring.daemon.settings import Settings
+from lgss_keyring.daemon.upcall import Upcall
+from lgss_keyring.daemon.upcall_messages import Upcall as Message
+from lgss_keyring.formats import job_messages, worker_messages
+from lgss_keyring.formats.callout import format_callout
+from lgss_keyring.formats.outcome import Failed
+from lgss_keyring.front import lgssd_messages
+from lgss_keyring.monitor import init_channel
+from lgss_keyring.system import subordinate
+from lgss_keyring.system.log import Log
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root has lgssd's folders")
+
+BLOCKED, QUICK = 61000, 62000
+"""Workers of the uids from the first on never answer, and those of the uids from the second on do."""
+NID = 0x20000C0A80105
+
+
+class Connection:
+    """What lgssd says to an upcall's child."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+
+    def send(self, message: bytes, flags: int) -> None:
+        self.messages.append(message)
+
+
+class Lgssd:
+    """A dispatcher of upcalls, with workers that do as their uid says."""
+
+    def __init__(self, folder: Path) -> None:
+        config = folder / "lgss_keyring.toml"
+        config.write_text(f'[krb5]\nccache_directory = "{folder}/run"\n[log]\nlevel = "error"\n')
+        config.chmod(0o644)
+        self.config = str(config)
+        self.selector = selectors.DefaultSelector()
+        log = Log("error")
+        self.dispatcher = Dispatcher(Settings(self.config), self.selector, log, self._in_child, self._run)
+
+    def _in_child(self) -> None:
+        self.selector.close()
+        self.dispatcher.pool.close_in_child()
+
+    def _run(self, connection, page, uid, is_machine, first, *_) -> NoReturn:  # type: ignore[no-untyped-def]
+        connection.send(job_messages.pack_group(uid, True))
+        failed = worker_messages.pack_outcome(Failed(5, 0, "x", "reason", "", ""))
+        while message := connection.recv(8192):
+            number = job_messages.split(message)[0]
+            page.busy(number)
+            if BLOCKED <= uid < QUICK or (is_machine and first.requestor_uid):
+                time.sleep(60)
+            connection.send(job_messages.with_number(number, failed))
+            page.idle()
+        os._exit(0)
+
+    def ask(self, uid: int, requestor: int, flags: str = "", elapsed: float = 0.0) -> Connection:
+        text = format_callout(
+            uid=uid, gid=uid, flags=flags, lustre_service=1, target_nid=NID, obd_name="lgss-MDT0000-mdc"
+        )
+        kind, name = ("lgssc", "x") if flags else ("user", "lgss:x")
+        words = ("create", "5", kind, name, text, str(requestor), str(requestor), "0", "0", "0")
+        connection = Connection()
+        message = Message(elapsed, 30, "", self.config, words)
+        self.dispatcher.add(Upcall(connection, message, self.dispatcher, lambda: None))  # type: ignore[arg-type]
+        return connection
+
+    def turns(self, until: Callable[[], bool], seconds: float = 5) -> bool:
+        end = time.monotonic() + seconds
+        while not until() and time.monotonic() < end:
+            for key, _ in self.selector.select(0.02):
+                key.data()
+            self.dispatcher.turn()
+        return until()
+
+    def are_blocked(self, count: int) -> bool:
+        """Whether ``count`` workers are."""
+        return self.turns(lambda: sum(each.is_blocked for each in self.workers()) >= count, 20)
+
+    def workers(self) -> list:  # type: ignore[type-arg]
+        return list(self.dispatcher.pool._workers.values())
+
+
+def answered(connection: Connection) -> bool:
+    return any(message[:1] == b"A" for message in connection.messages)
+
+
+def sent_back(connection: Connection) -> bool:
+    return lgssd_messages.DO_IT_YOURSELF in connection.messages
+
+
+@pytest.fixture
+def lgssd(tmp_path: Path) -> Iterator[Lgssd]:
+    lgssd = Lgssd(tmp_path)
+    yield lgssd
+    lgssd.dispatcher.close()
+    while lgssd.dispatcher.pool.has_processes:
+        lgssd.dispatcher.pool.reap()
+
+
+def test_root_asks_for_a_blocked_user_and_for_others(lgssd: Lgssd) -> None:
+    """A user whose workers are all blocked holds up nothing that root asks for another one."""
+    for count in range(1, 5):
+        lgssd.ask(BLOCKED, BLOCKED)
+        assert lgssd.are_blocked(count)
+    lgssd.ask(BLOCKED, 0)
+    other = lgssd.ask(QUICK, 0)
+    assert lgssd.turns(lambda: answered(other))
+
+
+def test_requests_for_the_machine_that_may_be_forged_hold_up_none_of_roots(
+    lgssd: Lgssd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user chooses the server, and so a name service that does not answer."""
+    monkeypatch.setattr(init_channel, "path", lambda config: "/nonexistent/init_channel")
+    for count in range(1, 5):
+        lgssd.ask(0, BLOCKED, "r")
+        assert lgssd.are_blocked(count)
+    late, roots = lgssd.ask(0, QUICK, "r", elapsed=limits.ROOM_SECONDS), lgssd.ask(0, 0, "r")
+    assert lgssd.turns(lambda: answered(roots))
+    assert lgssd.turns(lambda: sent_back(late))
+
+
+def test_subordinate_uids_of_one_user_cannot_take_all_workers(
+    lgssd: Lgssd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges = tmp_path / "subuid"
+    ranges.write_text(f"mallory:{BLOCKED}:100\n")
+    monkeypatch.setattr(subordinate, "PATH", str(ranges))
+    monkeypatch.setattr(limits, "WORKERS_OF_SUBORDINATES", 4)
+    asked = [lgssd.ask(BLOCKED + at, BLOCKED + at, elapsed=limits.ROOM_SECONDS) for at in range(8)]
+    assert lgssd.turns(lambda: sum(map(sent_back, asked)) == 4)
+    assert len(lgssd.workers()) == 4
+    monkeypatch.setattr(limits, "UPCALLS_OF_A_USER", 4)
+    assert not lgssd.dispatcher.has_room(BLOCKED + 50)
+    assert lgssd.dispatcher.has_room(QUICK)
+
+
+def test_where_others_have_all_workers_an_upcall_does_without(
+    lgssd: Lgssd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for one second, and not until its time is over."""
+    monkeypatch.setattr(limits, "RESIDENT_WORKERS", 3)
+    for count in range(3):
+        lgssd.ask(BLOCKED + count, BLOCKED + count)
+        assert lgssd.are_blocked(count + 1)
+    started = time.monotonic()
+    asked = lgssd.ask(QUICK, QUICK)
+    assert lgssd.turns(lambda: sent_back(asked))
+    assert time.monotonic() - started > limits.ROOM_SECONDS / 2
