@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from lgss_keyring.daemon import activation, notify, server, sockets, upcalls
+from lgss_keyring.daemon import activation, descriptors, notify, server, sockets, upcalls
 from lgss_keyring.daemon.life import Life
 from lgss_keyring.daemon.program import Program
 from lgss_keyring.daemon.settings import Settings
@@ -53,6 +53,7 @@ def main(path: str, upcall_path: str, config_path: str | None) -> None:
     # the users'.
     keyrings.leave_session()
     os.umask(0o077)
+    descriptors.allow_more()
     _preload()
     if listening.are_systemds and os.getppid() == 1:
         # A unit may have a mount namespace of its own, with the same files, some of them read-only.

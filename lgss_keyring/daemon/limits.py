@@ -31,6 +31,12 @@ UPCALLS_OF_A_USER = 512
 """Of these, those of one ordinary uid, or of all subordinate uids of one user.  The kernel's quota allows
 a uid 100."""
 
+OTHER_DESCRIPTORS = 512
+"""Descriptors of lgssd that are not those of upcalls: connections, workers, files."""
+
+FEWEST_UPCALLS = 64
+"""Upcalls that may have a connection where few descriptors are allowed."""
+
 UPCALL_BACKLOG = 1024
 """Connections that wait to be accepted (listen(2)); the kernel may allow fewer (somaxconn)."""
 

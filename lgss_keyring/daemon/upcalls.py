@@ -7,7 +7,7 @@ import selectors
 import socket
 import struct
 
-from lgss_keyring.daemon import limits, metrics, upcall_messages
+from lgss_keyring.daemon import descriptors, limits, metrics, upcall_messages
 from lgss_keyring.daemon.upcall import Upcall
 from lgss_keyring.formats.errors import Kind
 from lgss_keyring.front import lgssd_messages
@@ -61,6 +61,7 @@ class Upcalls:
         self._upcalls: dict[int, Upcall] = {}
         """Those that have sent their request, by descriptor."""
         self._connections: dict[int, socket.socket] = {}
+        self._most = descriptors.for_upcalls()
         self._is_listening = True
         selector.register(listener, selectors.EVENT_READ, self._accept)
 
@@ -78,7 +79,7 @@ class Upcalls:
                 return
             connection.setblocking(False)
             raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            if _CREDENTIALS.unpack(raw)[1] != 0 or len(self._connections) >= limits.UPCALLS:
+            if _CREDENTIALS.unpack(raw)[1] != 0 or len(self._connections) >= self._most:
                 connection.close()
                 continue
             self._connections[connection.fileno()] = connection
