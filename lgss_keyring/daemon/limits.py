@@ -79,6 +79,9 @@ WORKER_AGE_SECONDS = 3600.0
 IDLE_SECONDS = 30.0
 """A worker without work ends after so long."""
 
+MESSAGES_OF_A_JOB = 100
+"""Messages that a worker may send, for each job that it has got: 64 steps, 24 tokens, and a few more."""
+
 LEAVING_SECONDS = 5.0
 """A worker that was told to end and has not is killed after so long."""
 

@@ -11,7 +11,7 @@ import errno
 import time
 
 from lgss_keyring.daemon import limits, metrics
-from lgss_keyring.daemon.pool import MACHINE, MACHINE_FOR_USERS, ClosedError
+from lgss_keyring.daemon.resident_worker import MACHINE, MACHINE_FOR_USERS, ClosedError
 from lgss_keyring.formats import job_messages, worker_messages
 from lgss_keyring.formats.errors import SHORTAGE_HINT, Kind, LimitError
 from lgss_keyring.formats.outcome import Answer, Failed
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Protocol
 
-    from lgss_keyring.daemon.pool import Pool, Worker
+    from lgss_keyring.daemon.pool import Pool
+    from lgss_keyring.daemon.resident_worker import Worker
     from lgss_keyring.daemon.settings import Settings
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.system.log import Log
@@ -74,6 +75,8 @@ class Negotiation:
         self._pool = dispatcher.pool
         self._job = 0
         self._tries = 0
+        self._steps = 0
+        """How many steps the worker has told."""
 
     # What subclasses do.
 
@@ -145,6 +148,7 @@ class Negotiation:
             return job_messages.pack_job(number, left, realm, arguments)
 
         self.is_ready = self.is_begun = False
+        self._steps = 0
         self._tries += 1
         self.worker = worker
         self.phases.enter(metrics.CREDENTIALS)
@@ -192,6 +196,11 @@ class Negotiation:
             raise worker_messages.ProtocolError("a group where none was due from the worker")
         else:
             level, text = decoded
+            self._steps += 1
+            if self._steps > worker_messages.STEP_LIMIT:
+                raise worker_messages.ProtocolError(
+                    f"more than {worker_messages.STEP_LIMIT} steps from the worker"
+                )
             self.log.event(level, f"{self.subject}: {self.speaker}{text}", step="negotiation")
 
     def _attributed(self, answer: Answer) -> Answer:

@@ -23,96 +23,26 @@ import time
 
 from lgss_keyring.daemon import limits, metrics, room
 from lgss_keyring.daemon.dying import Dying
+from lgss_keyring.daemon.resident_worker import MACHINE_FOR_USERS, ClosedError, Worker
 from lgss_keyring.daemon.room import FullError
 from lgss_keyring.formats import job_messages, worker_messages
 from lgss_keyring.formats.errors import Kind
 from lgss_keyring.front import oom
 from lgss_keyring.monitor import priority
 from lgss_keyring.monitor.worker_process import refuse_descriptors
-from lgss_keyring.system import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import NoReturn, Protocol
+    from typing import NoReturn
 
+    from lgss_keyring.daemon.resident_worker import Client
     from lgss_keyring.formats.callout import UpcallRequest
     from lgss_keyring.formats.config import Config
     from lgss_keyring.system.log import Log
 
-    class Client(Protocol):
-        """Whoever a job is for."""
-
-        is_begun: bool
-        """Whether its worker has said anything about it."""
-
-        def received(self, message: bytes) -> None:
-            """Take a message from its worker; raises ProtocolError."""
-
-        def worker_ended(self, how: str) -> None:
-            """Its worker has ended; ``how`` says why, for people."""
-
-        def moved(self) -> None:
-            """Its worker is blocked by another job: this one waits for a worker again."""
-
     Run = Callable[[socket.socket, job_messages.Page, int, bool, UpcallRequest, Config, str], NoReturn]
     """The work of a worker, in its process; as :func:`lgss_keyring.worker.resident.run`."""
-
-MACHINE = -1
-"""The owner of the machine's workers, among those that are uids..."""
-MACHINE_FOR_USERS = -2
-"""...and of those that serve what ordinary users' processes ask for the machine.  A user can forge such
-requests, and let them wait for a name service of their choice: that must not hold up root's."""
-
-
-class ClosedError(Exception):
-    """The worker has ended, or takes no messages."""
-
-
-class Worker:
-    """One worker.  ``owner`` is its uid, or :data:`MACHINE`."""
-
-    def __init__(self, owner: int, pid: int, connection: socket.socket, page: job_messages.Page) -> None:
-        self.owner = owner
-        self.pid = pid
-        self.connection = connection
-        self.page = page
-        self.jobs: dict[int, Client] = {}
-        self.gid: tuple[int, bool] | None = None
-        """The user's gid, and whether it is from passwd(5); None before the worker has begun."""
-        self.served = 0
-        self.started = self.idle_since = time.monotonic()
-        self.is_retired = False
-        """Whether it gets no more jobs."""
-        self.was_blocked = False
-        """Whether it was blocked when it was looked at."""
-        self.is_gone = False
-        """Whether it was killed, or has closed its connection."""
-
-    def send(self, number: int, message: bytes) -> None:
-        """Send a message for the job ``number``; raises ClosedError."""
-        try:
-            self.connection.send(job_messages.with_number(number, message), socket.MSG_DONTWAIT)
-        except OSError as error:
-            raise ClosedError(str(error.strerror)) from error
-
-    def blocked_for(self) -> float:
-        """Seconds that it has not been in its loop; 0 if it waits there for messages."""
-        if self.gid is None:
-            return time.monotonic() - self.started  # passwd(5) may keep it
-        return self.page.look()[0]
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether something keeps it.  On a busy machine it may only wait for a processor: another
-        worker would wait as well."""
-        if self.blocked_for() <= limits.BLOCKED_SECONDS:
-            return False
-        try:
-            with open(f"/proc/{self.pid}/stat", "rb") as file:
-                return processes.state(file.read()) != b"R"
-        except OSError:
-            return True
 
 
 class Pool:
@@ -199,7 +129,7 @@ class Pool:
         workers_end.close()
         worker = Worker(owner, pid, own_end, page)
         self._workers[pid] = worker
-        self.metrics.worker(owner == MACHINE, metrics.STARTED)
+        self.metrics.worker(owner < 0, metrics.STARTED)
         self._selector.register(own_end, selectors.EVENT_READ, lambda: self._read(worker))
         return worker
 
@@ -256,7 +186,7 @@ class Pool:
         """Give it no more jobs, and let it end when it has none."""
         worker.is_retired = True
         if not worker.jobs and not worker.is_gone:
-            self.metrics.worker(worker.owner == MACHINE, metrics.ENDED)
+            self.metrics.worker(worker.owner < 0, metrics.ENDED)
             self._forget(worker)  # it ends when it finds its connection closed
 
     def retire_all(self) -> None:
@@ -267,7 +197,7 @@ class Pool:
     def kill(self, worker: Worker, how: str) -> None:
         """End it at once; its jobs are told ``how`` it ended."""
         if not worker.is_gone:
-            self.metrics.worker(worker.owner == MACHINE, metrics.KILLED)
+            self.metrics.worker(worker.owner < 0, metrics.KILLED)
             self._forget(worker)
         try:
             os.kill(worker.pid, signal.SIGKILL)
@@ -308,6 +238,10 @@ class Pool:
             if worker.gid is None:
                 self.kill(worker, "its first message is not the one that is due")
             return
+        worker.messages += 1
+        if worker.messages > limits.MESSAGES_OF_A_JOB * (worker.served + 1):
+            self.kill(worker, "it sent more messages than its jobs need")
+            return
         try:
             number, body = job_messages.split(message)
             client = worker.jobs.get(number)
@@ -330,7 +264,7 @@ class Pool:
             if not worker.was_blocked:
                 continue
             if not before:
-                self.metrics.worker(worker.owner == MACHINE, metrics.BLOCKED)
+                self.metrics.worker(worker.owner < 0, metrics.BLOCKED)
             current = worker.page.look()[1]
             waiting = [number for number, client in worker.jobs.items() if not client.is_begun]
             for number in waiting:

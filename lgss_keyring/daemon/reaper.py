@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 
 from lgss_keyring.daemon import limits
-from lgss_keyring.daemon.pool import MACHINE, ClosedError
+from lgss_keyring.daemon.resident_worker import ClosedError
 from lgss_keyring.formats import job_messages
 from lgss_keyring.formats.job_messages import DeadKeys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lgss_keyring.daemon.pool import Pool, Worker
+    from lgss_keyring.daemon.pool import Pool
+    from lgss_keyring.daemon.resident_worker import Worker
     from lgss_keyring.system.log import Log
 
 
@@ -82,7 +83,7 @@ class Reaper:
         if found.waiting:
             self._due[owner] = time.monotonic() + limits.REAP_ORPHAN_SECONDS
         if found.revoked or found.orphans:
-            whose = "the machine" if owner == MACHINE else f"uid {owner}"
+            whose = "the machine" if owner < 0 else f"uid {owner}"
             text = f"{found.revoked} revoked and {found.orphans} orphaned contexts were taken out"
             self._log.event("info", f"worker of {whose} says: {text} of the user keyring", step="reaped")
 

@@ -20,7 +20,6 @@ import socket
 import time
 
 from lgss_keyring.daemon import limits, metrics
-from lgss_keyring.daemon.pool import MACHINE
 from lgss_keyring.front import oom
 from lgss_keyring.monitor import priority
 from lgss_keyring.system import own_folder
@@ -176,7 +175,7 @@ class Scrapes:
             state = metrics.IDLE
             if worker.jobs:
                 state = metrics.BLOCKED_NOW if worker.is_blocked else metrics.BUSY
-            found.append((worker.owner == MACHINE, state))
+            found.append((worker.owner < 0, state))
         return found
 
     def _begin_process(self, lgssd: int) -> None:

@@ -9,14 +9,19 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
 from lgss_keyring.daemon import limits
-from lgss_keyring.daemon.pool import Pool, Worker
-from lgss_keyring.formats import config, job_messages
+from lgss_keyring.daemon.negotiation import Negotiation
+from lgss_keyring.daemon.pool import Pool
+from lgss_keyring.daemon.resident_worker import Worker
+from lgss_keyring.formats import config, job_messages, worker_messages
 from lgss_keyring.formats.callout import UpcallRequest, format_callout, parse_request
+from lgss_keyring.formats.outcome import Answer
+from lgss_keyring.monitor.deadline import Deadline
 from lgss_keyring.system.log import Log
 
 UID = 61234
@@ -122,6 +127,63 @@ def test_a_worker_that_does_not_end_is_killed(
     hostile.pool.retire(worker)
     assert hostile.pool.has_processes
     assert hostile.until(lambda: not hostile.pool.has_processes)
+
+
+def flooding(connection: socket.socket, page: job_messages.Page) -> None:
+    while True:
+        connection.send(job_messages.with_number(77, b"S"))
+
+
+def test_a_flood_of_messages_ends_its_worker(pools: Callable[..., HostilePool]) -> None:
+    """About jobs that it does not have, too."""
+    hostile = pools(flooding)
+    worker = hostile.worker()
+    assert worker is not None and hostile.until(lambda: worker.is_gone)
+    assert worker.messages <= limits.MESSAGES_OF_A_JOB + 1
+
+
+def telling(connection: socket.socket, page: job_messages.Page) -> None:
+    number = job_messages.split(connection.recv(8192))[0]
+    while True:
+        connection.send(job_messages.with_number(number, worker_messages.pack_step("warning", "x" * 999)))
+
+
+def test_a_flood_of_steps_ends_its_worker(pools: Callable[..., HostilePool], tmp_path: Path) -> None:
+    """Root asks for that user, so the lines have no other limit."""
+
+    class OfRoot(Negotiation):
+        """A request for a context of the user's."""
+
+        def arguments(self) -> tuple[None, list[str]]:
+            return None, ["x"] * 10
+
+        @property
+        def subject(self) -> str:
+            return "key 5"
+
+        def finish(self, answer: Answer) -> None:
+            pytest.fail("it begins anew with another worker")
+
+    hostile = pools(telling)
+    worker = hostile.worker()
+    assert worker is not None
+
+    class Dispatcher:
+        pool = hostile.pool
+
+        def changed(self, negotiation: Negotiation) -> None:
+            pass
+
+    asked = OfRoot(Dispatcher(), 0, False, lambda: None)
+    asked.request, asked.log = (
+        request(),
+        Log("info", str(tmp_path / "log"), "/nonexistent", "/nonexistent", kmsg=""),
+    )
+    asked.deadline = Deadline(time.monotonic() + 20, 20, "a test")
+    asked.start(worker)
+    assert hostile.until(lambda: worker.is_gone)
+    assert asked.waits
+    assert len((tmp_path / "log").read_text().splitlines()) == worker_messages.STEP_LIMIT
 
 
 def test_no_worker_has_the_page_of_another(pools: Callable[..., HostilePool]) -> None:
