@@ -18,6 +18,7 @@ import time
 
 from lgss_keyring.daemon import limits
 from lgss_keyring.formats import pipe
+from lgss_keyring.formats.wiping import wipe
 from lgss_keyring.monitor.worker_process import refuse_descriptors
 
 TYPE_CHECKING = False
@@ -68,10 +69,12 @@ class Peer:
 
     def answer(self, seq: int, packed: bytes) -> None:
         """Send a downcall with the key payload ``packed``; it is lost if the peer does not read."""
+        message = pipe.pack_downcall(seq, packed)
         try:
-            self.connection.send(pipe.pack_downcall(seq, packed), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self.connection.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError:
             pass
+        wipe(message)
 
 
 class Peers:

@@ -27,6 +27,7 @@ from lgss_keyring.daemon.resident_worker import MACHINE_FOR_USERS, ClosedError, 
 from lgss_keyring.daemon.room import FullError
 from lgss_keyring.formats import job_messages, worker_messages
 from lgss_keyring.formats.errors import Kind
+from lgss_keyring.formats.wiping import wipe
 from lgss_keyring.front import oom
 from lgss_keyring.monitor import priority
 from lgss_keyring.monitor.worker_process import refuse_descriptors
@@ -248,6 +249,8 @@ class Pool:
             if client is not None:
                 client.is_begun = True
                 client.received(body)
+            if body[:1] == b"E":
+                wipe(message, body)
         except (worker_messages.ProtocolError, struct.error) as error:
             self._log.event("warning", f"worker {worker.pid}: {error}", error=Kind.WORKER_PROTOCOL)
             self.kill(worker, f"it sent what no worker of ours sends ({error})")

@@ -7,6 +7,7 @@ import time
 from lgss_keyring.daemon.negotiation import Negotiation
 from lgss_keyring.formats import callout
 from lgss_keyring.formats.errors import RequestError
+from lgss_keyring.formats.wiping import wipe
 from lgss_keyring.monitor.deadline import Deadline
 from lgss_keyring.system.log import Log
 
@@ -120,4 +121,5 @@ class RecordUpcall(Negotiation):
                 errno=failure.errno,
             )
         self.peer.answer(self._upcall.seq, answer.payload)
+        wipe(answer.payload)
         self.close()

@@ -16,6 +16,7 @@ from lgss_keyring.daemon.negotiation import Negotiation
 from lgss_keyring.formats import callout, worker_messages
 from lgss_keyring.formats.errors import KeyOperationError, Kind, LgssError
 from lgss_keyring.formats.outcome import Answer, Failed
+from lgss_keyring.formats.wiping import wipe
 from lgss_keyring.front import known_failure, lgssd_messages
 from lgss_keyring.front.answer import FAILURE_LIFE
 from lgss_keyring.front.arguments import Call
@@ -273,7 +274,9 @@ class Upcall(Negotiation):
         patience = min(max(self.deadline.at - now, MARGIN), self._patience_limit)
         self.answer, self._answer_due = answer, now + patience + limits.UPDATE_SECONDS
         number = answer.failure.errno if answer.failure else 0
-        self._send(upcall_messages.pack_answer(number, life, patience, answer.payload))
+        packed = upcall_messages.pack_answer(number, life, patience, answer.payload)
+        self._send(packed)
+        wipe(packed, answer.payload)
 
     def _end(self, number: int) -> None:
         """The child has updated the key, or could not: ``number`` is the errno."""

@@ -41,6 +41,7 @@ from lgss_keyring.formats import payload
 from lgss_keyring.formats.errors import Kind, LgssError
 from lgss_keyring.formats.outcome import Answer, Established, Failed
 from lgss_keyring.formats.record import Record
+from lgss_keyring.formats.wiping import wipe
 
 MESSAGE_LIMIT = 8192
 TOKEN_LIMIT = 16384
@@ -122,8 +123,10 @@ def unpack(message: bytes) -> tuple[str, str] | CredentialReady | Token | Group 
             packed, name = message[start : start + length], message[start + length :]
             if len(packed) != length or len(name) > TEXT_LIMIT:
                 raise ValueError("lengths")
-            if not isinstance(payload.unpack(packed), payload.ContextPayload):
+            context = payload.unpack(packed)
+            if not isinstance(context, payload.ContextPayload):
                 raise ValueError("a failure payload called a context")
+            wipe(context.context)
             return Answer(packed, endtime, name.decode("utf-8", "replace"), None)
         if message[:1] == b"F":
             return Answer.of_failure(unpack_failed(message))

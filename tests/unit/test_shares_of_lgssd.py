@@ -18,7 +18,7 @@ from lgss_keyring.daemon.upcall import Upcall
 from lgss_keyring.daemon.upcall_messages import Upcall as Message
 from lgss_keyring.formats import job_messages, worker_messages
 from lgss_keyring.formats.callout import format_callout
-from lgss_keyring.formats.outcome import Failed
+from lgss_keyring.formats.outcome import Established, Failed
 from lgss_keyring.front import lgssd_messages
 from lgss_keyring.monitor import init_channel
 from lgss_keyring.system import subordinate
@@ -28,7 +28,19 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root has lgssd's
 
 BLOCKED, QUICK = 61000, 62000
 """Workers of the uids from the first on never answer, and those of the uids from the second on do."""
+SECRETIVE, SCANNING = 63000, 63001
+"""A worker of the first answers with a context, and one of the second looks at what it has in memory."""
 NID = 0x20000C0A80105
+
+
+def dump_memory(path: Path) -> None:
+    """Write what this process has in memory that it could write to."""
+    with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb") as memory, open(path, "wb") as file:
+        for line in maps.readlines():
+            if " rw-p " in line and "[v" not in line:
+                first, last = (int(word, 16) for word in line.split()[0].split("-"))
+                memory.seek(first)
+                file.write(memory.read(last - first))
 
 
 class Connection:
@@ -38,13 +50,14 @@ class Connection:
         self.messages: list[bytes] = []
 
     def send(self, message: bytes, flags: int) -> None:
-        self.messages.append(message)
+        self.messages.append(bytes(message[:9]))
 
 
 class Lgssd:
     """A dispatcher of upcalls, with workers that do as their uid says."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         config = folder / "lgss_keyring.toml"
         config.write_text(f'[krb5]\nccache_directory = "{folder}/run"\n[log]\nlevel = "error"\n')
         config.chmod(0o644)
@@ -60,9 +73,17 @@ class Lgssd:
     def _run(self, connection, page, uid, is_machine, first, *_) -> NoReturn:  # type: ignore[no-untyped-def]
         connection.send(job_messages.pack_group(uid, True))
         failed = worker_messages.pack_outcome(Failed(5, 0, "x", "reason", "", ""))
+        if uid == SCANNING:
+            dump_memory(self.folder / "memory")
         while message := connection.recv(8192):
             number = job_messages.split(message)[0]
             page.busy(number)
+            if uid == SECRETIVE:
+                secret = os.urandom(300)
+                (self.folder / "secret").write_bytes(secret)
+                context = Established(128, b"handle", secret, int(time.time()) + 900)
+                connection.send(job_messages.with_number(number, worker_messages.pack_outcome(context)))
+                continue
             if BLOCKED <= uid < QUICK or (is_machine and first.requestor_uid):
                 time.sleep(60)
             connection.send(job_messages.with_number(number, failed))
@@ -163,3 +184,17 @@ def test_where_others_have_all_workers_an_upcall_does_without(
     asked = lgssd.ask(QUICK, QUICK)
     assert lgssd.turns(lambda: sent_back(asked))
     assert time.monotonic() - started > limits.ROOM_SECONDS / 2
+
+
+def test_no_worker_finds_the_context_of_another_user_in_its_memory(lgssd: Lgssd) -> None:
+    """A worker is forked from lgssd, through which the contexts of all users pass."""
+    first = lgssd.ask(SECRETIVE, SECRETIVE)
+    assert lgssd.turns(lambda: answered(first))
+    assert first.messages[-1][1:5] == bytes(4), "no context"
+    second = lgssd.ask(SCANNING, SCANNING)
+    assert lgssd.turns(lambda: answered(second), 30)
+    memory = (lgssd.folder / "memory").read_bytes()
+    secret = (lgssd.folder / "secret").read_bytes()
+    found = [at for at in range(0, 300 - 16, 4) if secret[at : at + 16] in memory]
+    assert len(memory) > 1000000
+    assert found == []
