@@ -140,6 +140,10 @@ class Upcall(Negotiation):
         self.refuse(metrics.FULL)
         return True
 
+    def fail_short(self, error: OSError) -> None:
+        """Send it back: its own process is not in the cgroup of lgssd, which may be full."""
+        self.refuse(metrics.FULL)
+
     def refuse(self, cause: str) -> None:
         """Let the child do the work itself; ``cause`` is of :data:`.metrics.CAUSES`."""
         self.cause = cause

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import time
@@ -184,6 +185,19 @@ def test_where_others_have_all_workers_an_upcall_does_without(
     asked = lgssd.ask(QUICK, QUICK)
     assert lgssd.turns(lambda: sent_back(asked))
     assert time.monotonic() - started > limits.ROOM_SECONDS / 2
+
+
+def test_where_no_worker_can_be_made_an_upcall_does_without(
+    lgssd: Lgssd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that were taken over may use up the processes of lgssd's cgroup."""
+
+    def fork() -> NoReturn:
+        raise BlockingIOError(errno.EAGAIN, "no more processes")
+
+    monkeypatch.setattr(os, "fork", fork)
+    asked = lgssd.ask(QUICK, QUICK)
+    assert lgssd.turns(lambda: sent_back(asked))
 
 
 def test_no_worker_finds_the_context_of_another_user_in_its_memory(lgssd: Lgssd) -> None:
