@@ -9,7 +9,6 @@ because an exiting process does not linger.
 
 from __future__ import annotations
 
-import os
 import select
 import selectors
 import socket
@@ -17,6 +16,7 @@ import struct
 import time
 
 from lgss_keyring.daemon import limits
+from lgss_keyring.daemon.departing import Departing
 from lgss_keyring.formats import pipe
 from lgss_keyring.formats.wiping import wipe
 from lgss_keyring.monitor.worker_process import refuse_descriptors
@@ -89,7 +89,7 @@ class Peers:
         self._selector = selector
         self._on_record = on_record
         self._peers: dict[int, Peer] = {}
-        self._closing: set[int] = set()
+        self._departing = Departing()
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -180,29 +180,10 @@ class Peers:
     def _close(self, peer: Peer) -> None:
         # Where the kernel refuses descriptors there is nothing that could linger.
         if peer.uid and not (refuse_descriptors(peer.connection) and self._is_safe):
-            self._close_in_a_child(peer)
+            self._departing.close(peer.connection)
         else:
             peer.connection.close()
 
-    def _close_in_a_child(self, peer: Peer) -> None:
-        reader, writer = os.pipe()
-        try:
-            pid = os.fork()
-        except OSError:
-            pid = -1
-        if pid == 0:
-            # This process has the last reference as soon as the server has closed its own, and
-            # the server says so by closing the pipe.
-            os.close(writer)
-            os.read(reader, 1)
-            os._exit(0)
-        if pid > 0:
-            self._closing.add(pid)
-        peer.connection.close()
-        os.close(reader)
-        os.close(writer)
-
     def reap(self) -> bool:
         """Wait for the processes that close connections; returns whether there are any left."""
-        self._closing = {pid for pid in self._closing if not os.waitpid(pid, os.WNOHANG)[0]}
-        return bool(self._closing)
+        return self._departing.reap()

@@ -22,6 +22,7 @@ import struct
 import time
 
 from lgss_keyring.daemon import limits, metrics, room
+from lgss_keyring.daemon.departing import Departing
 from lgss_keyring.daemon.dying import Dying
 from lgss_keyring.daemon.resident_worker import MACHINE_FOR_USERS, ClosedError, Worker
 from lgss_keyring.daemon.room import FullError
@@ -58,6 +59,7 @@ class Pool:
         self._in_child = in_child
         self._workers: dict[int, Worker] = {}
         self._dying = Dying()
+        self._departing = Departing()
         self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
@@ -107,7 +109,7 @@ class Pool:
             own_end.setsockopt(socket.SOL_SOCKET, limits.SO_SNDBUFFORCE, limits.WORKER_BUFFER_BYTES)
         except OSError:
             pass  # no CAP_NET_ADMIN: fewer messages fit, and a worker that is full is ended
-        refuse_descriptors(own_end)
+        refuses_descriptors = refuse_descriptors(own_end)
         memory = mmap.mmap(-1, job_messages.Page.SIZE)
         page = job_messages.Page(memory)
         # The pages of what is loaded are shared with the workers only as long as nobody writes to
@@ -129,6 +131,7 @@ class Pool:
                 os._exit(1)
         workers_end.close()
         worker = Worker(owner, pid, own_end, page)
+        worker.may_get_descriptors = owner > 0 and not refuses_descriptors
         self._workers[pid] = worker
         self.metrics.worker(owner < 0, metrics.STARTED)
         self._selector.register(own_end, selectors.EVENT_READ, lambda: self._read(worker))
@@ -213,16 +216,17 @@ class Pool:
         self._workers.pop(worker.pid, None)
         self._dying.add(worker.pid, worker.owner)
         self._selector.unregister(worker.connection)
-        worker.connection.close()
+        if worker.may_get_descriptors:
+            self._departing.close(worker.connection)
+        else:
+            worker.connection.close()
 
     def _read(self, worker: Worker) -> None:
         for _ in range(limits.MESSAGES_AT_ONCE):
             if worker.is_gone:
                 return
             try:
-                message = worker.connection.recv(
-                    worker_messages.TOKEN_LIMIT + limits.HEAD_BYTES, socket.MSG_DONTWAIT
-                )
+                message = worker.receive()
             except BlockingIOError:
                 return
             except OSError:
@@ -280,6 +284,7 @@ class Pool:
     def reap(self) -> None:
         """Wait for the processes that have ended."""
         self._dying.reap()
+        self._departing.reap()
 
     def close(self) -> None:
         """End all workers."""
@@ -290,4 +295,4 @@ class Pool:
     @property
     def has_processes(self) -> bool:
         """Whether there are any that have not been waited for."""
-        return bool(self._workers or self._dying)
+        return bool(self._workers or self._dying or self._departing)

@@ -6,7 +6,7 @@ import socket
 import time
 
 from lgss_keyring.daemon import limits
-from lgss_keyring.formats import job_messages
+from lgss_keyring.formats import job_messages, worker_messages
 from lgss_keyring.system import processes
 
 TYPE_CHECKING = False
@@ -57,6 +57,8 @@ class Worker:
         """Whether it gets no more jobs."""
         self.was_blocked = False
         """Whether it was blocked when it was looked at."""
+        self.may_get_descriptors = False
+        """Whether its user may send lgssd descriptors: kernels before 6.16."""
         self.is_gone = False
         """Whether it was killed, or has closed its connection."""
 
@@ -66,6 +68,16 @@ class Worker:
             self.connection.send(job_messages.with_number(number, message), socket.MSG_DONTWAIT)
         except OSError as error:
             raise ClosedError(str(error.strerror)) from error
+
+    def receive(self) -> bytes:
+        """The next message; empty at the end of the connection, and for one with descriptors.  Raises
+        BlockingIOError if there is none."""
+        if self.may_get_descriptors:
+            flags = self.connection.recvmsg(1, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)[2]
+            if flags & socket.MSG_CTRUNC:
+                return b""  # it stays in the queue: to drop it may take long
+        longest = worker_messages.TOKEN_LIMIT + limits.HEAD_BYTES
+        return self.connection.recv(longest, socket.MSG_DONTWAIT)
 
     def blocked_for(self) -> float:
         """Seconds that it has not been in its loop; 0 if it waits there for messages."""

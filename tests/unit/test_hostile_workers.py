@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import selectors
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from lgss_keyring.daemon import limits
+from lgss_keyring.daemon import limits, pool
 from lgss_keyring.daemon.negotiation import Negotiation
 from lgss_keyring.daemon.pool import Pool
 from lgss_keyring.daemon.resident_worker import Worker
@@ -184,6 +186,49 @@ def test_a_flood_of_steps_ends_its_worker(pools: Callable[..., HostilePool], tmp
     assert hostile.until(lambda: worker.is_gone)
     assert asked.waits
     assert len((tmp_path / "log").read_text().splitlines()) == worker_messages.STEP_LIMIT
+
+
+def lingering() -> socket.socket:
+    """A connection whose last close takes as long as its other end does not read."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 20))
+    ours.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            ours.send(bytes(1 << 16))
+    if os.fork() == 0:
+        ours.close()
+        time.sleep(4)  # nobody reads
+        os._exit(0)
+    theirs.close()
+    return ours
+
+
+def sending_descriptors(connection: socket.socket, page: job_messages.Page) -> None:
+    for _ in range(2):
+        sent = lingering()
+        socket.send_fds(connection, [job_messages.with_number(77, b"C")], [sent.fileno()])
+        sent.close()
+    connection.recv(10)
+
+
+@pytest.mark.parametrize("message", [False, True], ids=["read", "left in the queue"])
+def test_descriptors_of_a_worker_hold_up_nothing(
+    pools: Callable[..., HostilePool], monkeypatch: pytest.MonkeyPatch, message: bool
+) -> None:
+    monkeypatch.setattr(pool, "refuse_descriptors", lambda end: False)  # as before Linux 6.16
+    hostile = pools(sending_descriptors)
+    worker = hostile.worker()
+    assert worker is not None and hostile.until(lambda: worker.gid is not None)
+    time.sleep(0.5)
+    started = time.monotonic()
+    if message:
+        hostile.pool.kill(worker, "a test")
+    assert hostile.until(lambda: worker.is_gone)
+    assert hostile.until(lambda: not hostile.pool.has_processes)
+    assert time.monotonic() - started < 3
 
 
 def test_no_worker_has_the_page_of_another(pools: Callable[..., HostilePool]) -> None:
