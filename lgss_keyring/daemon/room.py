@@ -20,9 +20,10 @@ def rivals(owner: int, owners: Sequence[int]) -> Callable[[int], bool] | None:
     if owner <= 0:
         return None
     share = subordinate.range_of(owner)
-    of_share = [each for each in owners if subordinate.range_of(each) == share]
-    if share >= 0 and len(of_share) >= limits.WORKERS_OF_SUBORDINATES:
-        return lambda other: other in of_share
+    if share >= 0:
+        of_share = subordinate.of_range(share, owners)
+        if len(of_share) >= limits.WORKERS_OF_SUBORDINATES:
+            return lambda other: other in of_share
     has_some = owner in owners
     if len(owners) >= limits.RESIDENT_WORKERS - (limits.WORKERS_FOR_NEWCOMERS if has_some else 0):
         return lambda other: True

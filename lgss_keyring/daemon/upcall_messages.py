@@ -7,7 +7,14 @@ import os
 import struct
 
 from lgss_keyring.formats.record import Record
-from lgss_keyring.front.lgssd_messages import REPLY_LIMIT, TEXTS, UPCALL_LIMIT, VERSION, MessageError
+from lgss_keyring.front.lgssd_messages import (
+    LARGEST_ERRNO,
+    REPLY_LIMIT,
+    TEXTS,
+    UPCALL_LIMIT,
+    VERSION,
+    MessageError,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,12 +67,18 @@ def unpack(message: bytes) -> Upcall | Reply | Done:
             return Upcall(elapsed / 1000, timeout, realm, config, tuple(arguments))
         if kind == b"R" and len(message) <= _REPLY.size + REPLY_LIMIT:
             _, status, number = _REPLY.unpack_from(message)
-            return Reply(status, number, message[_REPLY.size :])
+            return Reply(status, _errno(number), message[_REPLY.size :])
         if kind == b"K" and len(message) == _DONE.size:
-            return Done(_DONE.unpack(message)[1])
+            return Done(_errno(_DONE.unpack(message)[1]))
     except struct.error as error:
         raise MessageError from error
     raise MessageError
+
+
+def _errno(number: int) -> int:
+    if number > LARGEST_ERRNO:
+        raise MessageError  # strerror(3) takes no such number
+    return number
 
 
 def pack_token(request: UpcallRequest, service: int, gid: int, limit: int, path: str, token: bytes) -> bytes:

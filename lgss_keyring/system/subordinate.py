@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 PATH = "/etc/subuid"
 BYTES = 1 << 18
 """How much of it is read: ten thousand ranges."""
@@ -23,6 +27,16 @@ _answers: dict[int, int] = {}
 def range_of(uid: int) -> int:
     """The first uid of the range of subordinate uids that has ``uid``, or -1.  Raises nothing."""
     _look()
+    return _range_of(uid)
+
+
+def of_range(first: int, uids: Iterable[int]) -> list[int]:
+    """Those of ``uids`` whose range begins with ``first``."""
+    _look()
+    return [uid for uid in uids if _range_of(uid) == first]
+
+
+def _range_of(uid: int) -> int:
     answer = _answers.get(uid)
     if answer is None:
         answer = next((first for first, end in _ranges if first <= uid < end), -1)

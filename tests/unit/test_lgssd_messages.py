@@ -40,6 +40,10 @@ def test_reply_and_end_come_over() -> None:
     assert upcall_messages.unpack(lgssd_messages.pack_reply(-110, 0, b"")) == Reply(-110, 0, b"")
     assert upcall_messages.unpack(lgssd_messages.pack_reply(0, 0, b"x" * 8192)) == Reply(0, 0, b"x" * 8192)
     assert upcall_messages.unpack(lgssd_messages.pack_done(126)) == Done(126)
+    for number in (lgssd_messages.LARGEST_ERRNO + 1, 2**32 - 1):
+        for message in (lgssd_messages.pack_done(number), lgssd_messages.pack_reply(0, number, b"")):
+            with pytest.raises(MessageError):
+                upcall_messages.unpack(message)
 
 
 def test_token_comes_over() -> None:
