@@ -4,7 +4,7 @@
  * It does what lgss_keyring/front/ does, in the ordinary case alone: it takes the authority over the key,
  * hears lgssd's word, instantiates the key and exits.  Its child does what lgssd says; the messages are in
  * lgss_keyring/front/lgssd_messages.py.  For everything else it becomes lgss_keyring.py, which lies beside
- * it.  That takes 10 ms to start and this 1 ms, so it is linked statically, with nothing but libc.
+ * it.  The front in Python takes 10 ms, and this one 1 ms: it is linked statically, with nothing but libc.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -76,8 +76,8 @@ static void become_python(const struct call *call, bool is_anew, char *option, c
     syslog(LOG_ERR, "key %d: %s: %m; reinstall lgss_keyring", call->key, program);
 }
 
-/* In the front: let lgss_keyring.py do the whole; `is_anew`: as if this program had not been there.  If that is not
- * possible the kernel negates the key. */
+/* In the front: let lgss_keyring.py do the whole work; `is_anew`: as if this program had not been there.  If that
+ * is not possible the kernel negates the key. */
 static _Noreturn void leave_it(const struct call *call, bool is_anew)
 {
     become_python(call, is_anew, NULL, NULL);
@@ -131,8 +131,8 @@ static _Noreturn void answer_for_it(const struct call *call, int error, const ch
     _exit(0);
 }
 
-/* lgssd's answer.  One for which there is no room, in the requestor's quota say, becomes the payload of that
- * failure; else the key goes, so that nobody waits for its timeout. */
+/* Give the key lgssd's answer.  If the kernel has no room for it (the requestor's quota, for example), the key gets
+ * that failure; if it has none for that either the key goes, so that nobody waits for its timeout. */
 static int settle(const struct call *call, const struct answer *answer)
 {
     int64_t end = now() + answer->patience;
@@ -389,7 +389,7 @@ int main(int count, char **words)
     if (error || word == REJECTED)
         tell(pipes[1], QUIT);
     else if (!tell(pipes[1], word == DO_IT_YOURSELF ? word : GO) && fork() == 0) {
-        pause_for(WITNESS_FIRST_MS); /* the server was killed, and perhaps its witness, too */
+        pause_for(WITNESS_FIRST_MS); /* the child was killed, and perhaps its witness, too */
         answer_for_it(&call, EIO, "a signal");
     }
     if (error)

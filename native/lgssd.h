@@ -1,8 +1,8 @@
 /*
  * The messages between an upcall's processes and lgssd, as lgss_keyring/front/lgssd_messages.py has them.
  *
- * lgssd is root's and is believed, but no message of whatever bytes makes these functions read or write
- * outside of it: fuzz.c tries.
+ * lgssd is root's and is believed.  But no message, of any bytes, makes these functions read or write
+ * outside of it: fuzz.c tries that.
  */
 #include <errno.h>
 #include <poll.h>
