@@ -280,7 +280,7 @@ static bool is_at_home(const struct call *call)
             const char *at = strstr(line, waits);
             if (!at)
                 continue;
-            snprintf(name, sizeof(name), "/proc/%.*s/ns/mnt", (int)strcspn(at + length, " "), at + length);
+            snprintf(name, sizeof(name), "/proc/%.*s/ns/mnt", (int)strspn(at + length, "0123456789"), at + length);
             if (stat(name, &theirs) || theirs.st_ino != own.st_ino)
                 return false;
         }
