@@ -209,6 +209,10 @@ def _take_over(call: arguments.Call, serve: Serve, log_refusal: arguments.LogRef
 
     That front's child has become this process (execve(2)), and its parent is the witness.
     """
+    from lgss_keyring.front import oom
+
+    # That front's processes are never ended for want of memory; this one, far larger, after others.
+    oom.set_score(oom.SPARED)
     pipe, started = call.instantiated
     front = word.Child(-1, pipe)
     front.witness = os.getppid()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lgss_keyring.front import answer, arguments, keyctl, main, refusal, requestor_place, word
+from lgss_keyring.front import answer, arguments, keyctl, main, oom, refusal, requestor_place, word
 from lgss_keyring.front.arguments import Call
 from lgss_keyring.front.word import Child
 
@@ -210,3 +210,13 @@ def test_words(pipes: tuple[Child, int, int]) -> None:
     assert child.go() and word.hear(reader) == (0, 0)
     os.close(reader)
     os.close(writer)
+
+
+def test_native_fronts_child_is_spared_no_more_than_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In C it is never ended for want of memory. Hundreds of them in Python would leave no other choice."""
+    done: list[object] = []
+    monkeypatch.setattr(oom, "set_score", done.append)
+    monkeypatch.setattr(keyctl, "alarm", lambda seconds: None)
+    monkeypatch.setattr(main, "_child", lambda key, *_: done.append(key))
+    main._take_over(Call(["--instantiated", "5:0", *USER]), nobody, lambda *_: None)
+    assert done == [oom.SPARED, 5]
