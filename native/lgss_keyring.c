@@ -27,7 +27,7 @@
 enum { GET_KEYRING_ID = 0, UPDATE = 2, DESCRIBE = 6, READ = 11, INSTANTIATE = 12, SET_TIMEOUT = 15,
        ASSUME_AUTHORITY = 16, REJECT = 19, INVALIDATE = 21, SESSION_KEYRING = -3 };
 enum { MEMBERS_LIMIT = 1000, FAILURE_LIFE = 2, FAILURE_SIZE = 12, PATIENCE_MS = 5000,
-       OBD_NAME_BYTES = 63, WORD_MS = 50, WITNESS_FIRST_MS = 100 };
+       OBD_NAME_BYTES = 63, WITNESS_FIRST_MS = 100 };
 /* What the front heard.  GO, DO_IT_YOURSELF and QUIT are also what it tells its child. */
 enum word { GO = '1', DO_IT_YOURSELF = 'Y', QUIT = 'Q', REJECTED = 'R', NONE_IN_TIME = 'N' };
 
@@ -137,7 +137,8 @@ static int settle(const struct call *call, const struct answer *answer)
 {
     int64_t end = now() + answer->patience;
     int error = update(call, answer->payload, answer->size, end);
-    if (!error && call->is_user && (error = keyctl(SET_TIMEOUT, call->key, answer->life, 0, 0)))
+    uint32_t life = answer->life ? answer->life : FAILURE_LIFE; /* 0 would be for ever */
+    if (!error && call->is_user && (error = keyctl(SET_TIMEOUT, call->key, life, 0, 0)))
         keyctl(INVALIDATE, call->key, 0, 0, 0); /* better no answer than a key that never ends */
     bool is_gone = error == EKEYREVOKED || error == EKEYEXPIRED || error == EACCES || error == ENOKEY;
     if (error && error != EAGAIN && !is_gone && update_failure(call, error, end))
@@ -269,11 +270,12 @@ static bool is_at_home(const struct call *call)
     struct stat own, theirs;
     char waits[60], name[40];
     size_t kept = 0;
+    ssize_t size;
     int keys = open("/proc/keys", O_RDONLY | O_CLOEXEC);
     int length = snprintf(waits, sizeof(waits), " .request_ key:%x pid:", (unsigned)call->key);
     if (keys < 0 || stat("/proc/self/ns/mnt", &own))
         return false;
-    for (ssize_t size; (size = read(keys, scratch + kept, sizeof(scratch) - 1 - kept)) > 0;) {
+    while ((size = read(keys, scratch + kept, sizeof(scratch) - 1 - kept)) > 0) {
         char *line = scratch, *end;
         for (scratch[kept += (size_t)size] = '\0'; (end = strchr(line, '\n')); line = end + 1) {
             *end = '\0';
@@ -288,7 +290,7 @@ static bool is_at_home(const struct call *call)
         memmove(scratch, line, kept + 1);
     }
     close(keys);
-    return true;
+    return size == 0;
 }
 
 /* Whether a keyring of the requestor's holds a collection of credentials; a look at its members, bounded. */
@@ -305,17 +307,6 @@ static bool holds_credentials(const struct call *call)
         }
     }
     return false;
-}
-
-/* The milliseconds that an ordinary user's front waits for the word, which lgssd has left in a file. */
-static int64_t word_ms(const struct call *call)
-{
-    char name[120], text[8] = "";
-    snprintf(name, sizeof(name), "%s.word", call->lgssd);
-    int file = open(name, O_RDONLY | O_CLOEXEC);
-    int64_t ms = read(file, text, sizeof(text) - 1) > 0 ? number(text, strspn(text, "0123456789"), 6) : -1;
-    close(file);
-    return ms < 0 ? WORD_MS : ms;
 }
 
 /* Wait for lgssd's word, for the machine as long as the alarm allows and lgssd says that it is at work. */
@@ -361,7 +352,10 @@ int main(int count, char **words)
         leave_it(&call, true);
     signal(SIGPIPE, SIG_IGN);
     alarm(call.timeout); /* bounds the caller's wait even if somebody else holds a keyring's lock */
-    if (keyctl(ASSUME_AUTHORITY, call.key, 0, 0, 0) || holds_credentials(&call))
+    /* Root may ask for others, and for the machine. What it asks for elsewhere must not even reach lgssd, which
+     * may note that it fails: that note would hold for requests from here. */
+    bool is_roots = call.is_user && !strcmp(call.arguments[5], "0");
+    if (keyctl(ASSUME_AUTHORITY, call.key, 0, 0, 0) || holds_credentials(&call) || (is_roots && !is_at_home(&call)))
         leave_it(&call, true);
     int lgssd = call_lgssd(&call);
     snprintf(queue, sizeof(queue), NOTES "/slots/%s.queue", call.arguments[5]);
@@ -376,7 +370,7 @@ int main(int count, char **words)
         leave_it(&call, false);
     close(pipes[0]);
     /* lgssd and the child have begun meanwhile: /proc/keys takes 0.7 ms on a machine with 1000 keys. */
-    if (call.is_user && !is_at_home(&call)) {
+    if (call.is_user && !is_roots && !is_at_home(&call)) {
         tell(pipes[1], QUIT);
         leave_it(&call, true);
     }

@@ -5,6 +5,7 @@
  * outside of it: fuzz.c tries that.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -13,7 +14,7 @@
 #include "arguments.h"
 
 enum { UPCALL_LIMIT = 8192, REPLY_LIMIT = 8192, MESSAGE_LIMIT = 20000, TOKEN_HEAD = 21, ANSWER_HEAD = 13,
-       REPLY_HEAD = 13, LARGEST_ERRNO = 4095, SILENCE_MS = 1500 };
+       REPLY_HEAD = 13, LARGEST_ERRNO = 4095, SILENCE_MS = 1500, WORD_MS = 50 };
 
 static char message[MESSAGE_LIMIT + 1];
 
@@ -85,6 +86,17 @@ static int call_lgssd(const struct call *call)
         return lgssd;
     close(lgssd);
     return -1;
+}
+
+/* The milliseconds that an ordinary user's front waits for the word, which lgssd has left in a file. */
+static int64_t word_ms(const struct call *call)
+{
+    char name[120], text[8] = "";
+    snprintf(name, sizeof(name), "%s.word", call->lgssd);
+    int file = open(name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    int64_t ms = read(file, text, sizeof(text) - 1) > 0 ? number(text, strspn(text, "0123456789"), 6) : -1;
+    close(file);
+    return ms < 0 ? WORD_MS : ms;
 }
 
 /* The size of the next message, in `message` with a NUL behind it; 0 if none comes within `ms`, -1 at the end

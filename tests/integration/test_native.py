@@ -50,12 +50,13 @@ def test_word_and_context(stand_in: StandIn, user: Requestor) -> None:
     assert not stand_in.calls()
 
 
-def test_life_of_a_user_key(stand_in: StandIn, user: Requestor) -> None:
-    """It has --timeout and a second while it waits, and the life of the answer then."""
+@pytest.mark.parametrize("life", [2, 0])
+def test_life_of_a_user_key(stand_in: StandIn, user: Requestor, life: int) -> None:
+    """It has --timeout and a second while it waits, and the life of the answer then; none is without end."""
 
     def script(lgssd: Connection) -> None:
         lgssd.say(GO)
-        assert lgssd.answer(0, CONTEXT, life=2) == 0
+        assert lgssd.answer(0, CONTEXT, life=life) == 0
 
     with served(stand_in, script) as name:
         assert user.ask(name(), user_callout()).data == CONTEXT

@@ -171,6 +171,12 @@ def test_credentials_in_a_keyring(stand_in: StandIn, user: Requestor) -> None:
     assert pipe is None and words[2] == "create"
 
 
+def ask_elsewhere(root: Requestor, description: str, *become: str) -> None:
+    command = ["unshare", "--mount", *become, "keyctl", "request2", "user", description, user_callout(), "@s"]
+    with pytest.raises(RuntimeError, match="Required key not available"):
+        root.run(command)
+
+
 def test_requestor_in_another_mount_namespace(stand_in: StandIn, root: Requestor) -> None:
     """What lgssd has begun comes to nothing."""
 
@@ -178,11 +184,39 @@ def test_requestor_in_another_mount_namespace(stand_in: StandIn, root: Requestor
         assert lgssd.has_ended()
 
     with served(stand_in, script) as name:
-        command = ["unshare", "--mount", "keyctl", "request2", "user", name(), user_callout(), "@s"]
-        with pytest.raises(RuntimeError, match="Required key not available"):
-            root.run(command)
+        ask_elsewhere(root, name(), "setpriv", f"--reuid={USER_UID}", "--clear-groups")
     ((words, pipe),) = stand_in.calls()
     assert pipe is None and words[2] == "create"
+
+
+def test_root_in_another_mount_namespace_is_not_heard_by_lgssd(stand_in: StandIn, root: Requestor) -> None:
+    """Its request could be for the machine, or for anybody, and lgssd would note its failure about those."""
+    with served(stand_in, unheard) as name:
+        ask_elsewhere(root, name())
+    ((words, pipe),) = stand_in.calls()
+    assert pipe is None and words[2] == "create"
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_the_words_file_is_not_waited_for(stand_in: StandIn, user: Requestor, is_link: bool) -> None:
+    """Where root's rule names a socket in a folder of others."""
+
+    def script(lgssd: Connection) -> None:
+        assert lgssd.has_ended()
+
+    with served(stand_in, script, "--timeout 4") as name:
+        word = max(stand_in.directory.glob("*.sock.word"), key=os.path.getmtime)
+        word.unlink()
+        place = word.with_suffix(".fifo") if is_link else word
+        os.mkfifo(place)
+        if is_link:
+            word.symlink_to(place)
+        try:
+            answer = user.ask(name(), user_callout(), wait=0)
+        finally:
+            place.unlink()
+    assert answer.error == 0 and answer.blocked < pace(0.5)
+    alone(stand_in)
 
 
 @pytest.mark.parametrize(
