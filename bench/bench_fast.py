@@ -1,9 +1,8 @@
-"""What upcalls cost with lgssd and without, by both fronts: the figures of README's table.
+"""What upcalls cost with lgssd and without, by both fronts.
 
-Interleaved rounds, so that whatever else the machine does meets all of them.  Every process counts,
-from the front that /sbin/request-key starts to the worker, and nothing is subtracted; what
-/sbin/request-key itself and the kernel take is not counted as CPU time, but is in all the other
-times.
+The cases are measured in turns, so that whatever else the machine does meets all of them.  Every process
+counts, from the front that /sbin/request-key starts to the worker, and nothing is subtracted.  What
+/sbin/request-key itself and the kernel take is not counted as CPU time, but is in all the other times.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class _Collector:
         self._settings = settings
 
     def describe(self) -> Iterable[Metric]:
-        """None: what it would have here it gets by :meth:`collect`."""
+        """Nothing: prometheus_client need not know before :meth:`collect` what there will be."""
         return ()
 
     def collect(self) -> Iterable[Metric]:

@@ -22,7 +22,7 @@ DYING_SECONDS = 1.0
 BACKLOG = 128
 """Connections that wait to be accepted (listen(2))."""
 
-# Upcalls (lgss_keyring/daemon/upcalls.py) and the workers that stay (lgss_keyring/daemon/pool.py).
+# Upcalls (lgss_keyring/daemon/upcalls.py) and resident workers (lgss_keyring/daemon/pool.py).
 
 UPCALLS = 4096
 """Upcalls that have a connection at a time.  One more is told to do the work itself."""
@@ -41,37 +41,38 @@ UPCALL_BACKLOG = 1024
 """Connections that wait to be accepted (listen(2)); the kernel may allow fewer (somaxconn)."""
 
 RESIDENT_WORKERS = 64
-"""Workers of ordinary users at a time.  If there are so many, the one that has been idle for longest
-ends.  Root's own and the machine's are counted, but not kept out."""
+"""Workers at a time.  If there are so many, an ordinary user gets one only if another is idle: the one
+that has been idle for longest ends.  Root's own and the machine's are counted, but never wait for room."""
 
 WORKERS_FOR_NEWCOMERS = 16
 """Of these, those that are kept for users who have none."""
 
 WORKERS_OF_AN_OWNER = 4
-"""Workers of one user, and of the machine."""
+"""Workers of one user; of the machine; and of the machine for requests from users' processes."""
 
 WORKERS_OF_SUBORDINATES = 16
 """Workers of all subordinate uids of one user (subuid(5)) together."""
 
 ROOM_SECONDS = 1.0
-"""An upcall for which there is no worker because others have them all is then left to its own process."""
+"""An upcall that has had no worker for so long, because others have all of them, is left to its own
+process."""
 
 BLOCKED_SECONDS = 0.05
 """A worker that has not come back to its loop for so long is blocked."""
 
 NICE = 5
-"""The nice value of an ordinary user's first worker: the machine's come first.  There are few of
-them, so it can be less than that of an upcall's own processes: jobs that keep all processors of a
-client busy must not make its users wait."""
+"""The nice value of a user's first worker: the machine's come first.  An upcall's own processes have a
+higher one.  Workers are few, so they need not: programs that keep all processors of a client busy must
+not make its users wait."""
 
 NICE_OF_FURTHER = 10
 """That of a user's further workers."""
 
 JOBS_OF_A_WORKER = 16
-"""Requests that a worker has in hand at a time."""
+"""Jobs that a worker has in hand at a time."""
 
 JOBS_IN_ALL = 1000
-"""Requests after which a worker is replaced by a new one: what libraries leak goes with it."""
+"""Jobs after which a worker is replaced by a new one: what libraries leak goes with it."""
 
 WORKER_AGE_SECONDS = 3600.0
 """The same by its age."""
@@ -95,10 +96,11 @@ MACHINE_AT_WORK_OF_A_USER = 8
 """Requests for the machine's credential from one ordinary uid's processes that workers have in hand."""
 
 MESSAGES_AT_ONCE = 32
-"""Messages that are read from one worker, or connections that are begun, before others have their turn."""
+"""Messages that are read from one worker, or requests that are given to workers, before others have their
+turn."""
 
 HEAD_BYTES = 64
-"""More than what stands before a token in a worker's message."""
+"""Bytes: more than stand before a token in a worker's message."""
 
 SO_SNDBUFFORCE = 32
 """The option of setsockopt(2); the module socket does not name it."""
@@ -113,7 +115,7 @@ CLOCK_SECONDS = 0.1
 """How often deadlines are looked at."""
 
 UPDATE_SECONDS = 5.0
-"""How long a child may take for its last word, beyond the patience that it was given."""
+"""How long a child may take to say that its key is updated, beyond the patience that it was given."""
 
 # Dead contexts in keyrings (lgss_keyring/daemon/reaper.py).
 
@@ -158,5 +160,5 @@ IDLE_LIFE_SECONDS = 300.0
 """An lgssd that systemd starts when it is needed ends after so long without work, workers and peers."""
 
 ENDING_SECONDS = 1.0
-"""How long what is at work may take when lgssd ends.  Then each upcall's own process does the rest, so
-that a request loses no more time than this."""
+"""How long requests at work may take when lgssd ends.  Then their upcalls' own processes do the work, so
+a request loses no more time than this."""

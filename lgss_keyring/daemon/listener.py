@@ -1,4 +1,4 @@
-"""The socket that lgssd listens at."""
+"""The socket for the records of the older pipe upcall."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ their names for Prometheus, or imports its library: :mod:`.exposition` does, in 
 process (:mod:`.scrapes`).
 
 No label is a uid, a name of a host or a text that a request or a worker makes up: what is unknown
-becomes :data:`OTHER`, so that no user can fill the memory of lgssd or of who collects the metrics.
+becomes :data:`OTHER`, so that no user can fill the memory of lgssd or of those who collect the metrics.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ NOTED, FULL, OTHER_CONFIG, ELSEWHERE, ENDING, GONE = CAUSES = (
     "gone",
 )
 """Why an upcall ends, besides the kinds of errors.  ELSEWHERE: it belongs into other namespaces, or a
-program must be asked for a name.  GONE: whoever asked has ended without an answer."""
+program must be asked for a name.  GONE: those who asked have ended without an answer."""
 
 OTHER, NONE = "other", "none"
 _KINDS = frozenset({value for name, value in vars(Kind).items() if name.isupper()} | {*CAUSES, NONE})

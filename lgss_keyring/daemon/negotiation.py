@@ -1,6 +1,6 @@
 """One request in lgssd: what its worker says, its deadline, and how it ends.
 
-:class:`Negotiation` is the side of the worker; whoever asks is the business of its subclasses
+:class:`Negotiation` has the worker's side of it.  The side of those who ask is in its subclasses
 :class:`lgss_keyring.daemon.upcall.Upcall` (the child of an upcall's front) and
 :class:`lgss_keyring.daemon.record.RecordUpcall` (a peer of the pipe's socket).
 """
@@ -53,7 +53,7 @@ class Negotiation:
         self.requestor = requestor
         self.line = (requestor, for_machine, "")
         self.is_closed = False
-        """Whether whoever asked is gone, or has all that they need."""
+        """Whether those who asked are gone, or have all that they need."""
         self.is_begun = False
         """Whether its worker has said anything about it."""
         self.has_begun = False
@@ -85,7 +85,7 @@ class Negotiation:
         raise NotImplementedError
 
     def is_sent_back(self) -> bool:
-        """Whether this does without lgssd, as others have all the workers; False if it waits."""
+        """As others have all the workers: whether this is sent back to do without lgssd; False if it waits."""
         return False
 
     def arguments(self) -> tuple[str | None, Sequence[str]]:
@@ -103,7 +103,7 @@ class Negotiation:
         """Its worker has ended, and another one will begin anew."""
 
     def finish(self, answer: Answer) -> None:
-        """Pass ``answer`` on to whoever asked."""
+        """Pass ``answer`` on to those who asked."""
         raise NotImplementedError
 
     def look_at_clock(self, now: float) -> None:
@@ -131,7 +131,7 @@ class Negotiation:
 
     @property
     def phase_of_work(self) -> str:
-        """The phase after the credential.  lgssd sees the tokens for Lustre, and others it does not."""
+        """The phase after the credential.  Of all tokens lgssd sees only those for Lustre."""
         return metrics.KDC if self.request.key_type == "lgssc" else metrics.KDC_AND_SERVER
 
     @property
@@ -275,7 +275,7 @@ class Negotiation:
             self._pool.drop(worker, self._job)
 
     def close(self) -> None:
-        """Nothing more comes or goes; the server closes the connection."""
+        """Nothing more comes or goes; ``ended`` closes the connection, where there is one."""
         self._release()
         if not self.is_closed:
             self.is_closed = True

@@ -1,4 +1,4 @@
-"""The resident workers of lgssd: one to four for each user that asks, and for the machine.
+"""The resident workers of lgssd: one to four for each user who asks, and for the machine.
 
 A worker has become its user for good, with everything loaded, and serves many requests of that user
 (:mod:`lgss_keyring.worker.resident`).  A process for each request costs 45 ms of CPU time; one that
@@ -6,7 +6,7 @@ stays costs 1 ms.  A second one of the same user is started only if the first is
 means that it has not come back to its loop for :data:`~lgss_keyring.daemon.limits.BLOCKED_SECONDS`
 (a KDC, a name service or a file system keeps it), and more requests wait.
 
-What a worker sends is its user's: :mod:`.upcall` believes it for that user's own upcalls only.
+A user may control their worker: :mod:`.negotiation` believes what it sends for that user's requests only.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Pool:
 
     def worker_for(self, owner: int, first: UpcallRequest, settings: Config, level: str) -> Worker | None:
         """A worker of ``owner`` that can take a job now, a new one if need be; None if that has to
-        wait for one of its own.  ``first`` is the request that it is needed for.  Raises FullError, and
+        wait for one that it has.  ``first`` is the request that it is needed for.  Raises FullError, and
         OSError if there can be no process."""
         own = self.of(owner)
         free = [each for each in own if len(each.jobs) < limits.JOBS_OF_A_WORKER and not each.is_blocked]
@@ -232,7 +232,7 @@ class Pool:
             except OSError:
                 message = b""
             if not message:
-                # Its exit status is not known yet; reap() logs it if it was killed.
+                # Its exit status is not known yet, and nobody asks for it.
                 self.kill(worker, "it has ended")
                 return
             self._take(worker, message)

@@ -110,7 +110,7 @@ class _Look:
         self._reaper.ended(self, found)
 
     def worker_ended(self, how: str) -> None:
-        """There is nothing to be told to anybody."""
+        """The worker has ended, and nobody waits for the counts."""
         self._reaper.ended(self, None)
 
     def moved(self) -> None:

@@ -105,7 +105,7 @@ class Records:
     def read(self, peer: Peer) -> None:
         """Read a record of ``peer`` and take it, or let it wait."""
         if peer.connection.fileno() < 0:
-            return  # it was closed in this turn of the loop, to make room for another connection
+            return  # it was closed in this round of the loop, to make room for another connection
         if not self._may_take(peer.uid):
             self.peers.let_wait(peer)
             return

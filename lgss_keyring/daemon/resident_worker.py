@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Client(Protocol):
-        """Whoever a job is for."""
+        """What a job is for: a request, or a look for dead contexts."""
 
         is_begun: bool
         """Whether its worker has said anything about it."""
@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
 
 MACHINE = -1
-"""The owner of the machine's workers, among those that are uids..."""
+"""The owner of the machine's workers; other owners are uids..."""
 MACHINE_FOR_USERS = -2
-"""...and of those that serve what ordinary users' processes ask for the machine.  A user can forge such
-requests, and let them wait for a name service of their choice: that must not hold up root's."""
+"""...but for this one: the owner of the workers for what ordinary users' processes ask of the machine.  A
+user can forge such requests, and let them wait for a name service of their choice: that must not hold up
+root's."""
 
 
 class ClosedError(Exception):
@@ -41,7 +42,7 @@ class ClosedError(Exception):
 
 
 class Worker:
-    """One worker.  ``owner`` is its uid, or :data:`MACHINE`."""
+    """One worker.  ``owner`` is its uid, :data:`MACHINE` or :data:`MACHINE_FOR_USERS`."""
 
     def __init__(self, owner: int, pid: int, connection: socket.socket, page: job_messages.Page) -> None:
         self.owner = owner

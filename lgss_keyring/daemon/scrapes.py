@@ -1,4 +1,4 @@
-"""Who asks lgssd for its metrics, and a short-lived process for each answer.
+"""The socket and the file that show lgssd's metrics, and a short-lived process for each answer.
 
 The answer is made in a process of its own, at the lowest priority, because prometheus_client takes
 50 ms and several MiB to load, and because the life left of the machine's TGT is in files.  The fork

@@ -44,8 +44,8 @@ class Settings:
         return marks
 
     def look(self) -> bool:
-        """Read again what has changed; returns whether anything has that workers have loaded.  A
-        file that has become wrong is left to the child of each upcall, which says what is wrong."""
+        """Read again what has changed; returns whether anything that workers have loaded has.  While the
+        configuration is wrong no upcall is served: each upcall's own process says what is wrong."""
         is_changed = self._fingerprint() != self._seen
         if is_changed:
             self.reload()

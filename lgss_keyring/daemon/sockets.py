@@ -57,7 +57,7 @@ class Sockets:
         return self._paths[PIPE]
 
     def let_go(self) -> None:
-        """Listen no more.  Whoever waits at a socket of our own finds the connection closed; at
+        """Listen no more.  Those who wait at a socket of our own find the connection closed; at
         systemd's they wait for the next lgssd."""
         for name, each in self._all.items():
             # In this order: as long as this process listens, no other lgssd takes the path for that
@@ -71,8 +71,8 @@ class Sockets:
         self._all.clear()
 
     def send_away(self) -> None:
-        """Take all who wait, before this process exits because it cannot serve them: systemd would start
-        it again at once for the same peers."""
+        """Accept all who wait, and serve none: this process is about to exit because it cannot serve them,
+        and systemd would start it again at once for the same peers."""
         for each in self._all.values():
             try:
                 while True:

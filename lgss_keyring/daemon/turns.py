@@ -1,6 +1,6 @@
-"""Whose upcall is next: root's first, and then one of each uid in turn.
+"""Whose request is next: root's first, and then one of each uid in turn.
 
-An upcall waits here until a worker can take it.  A uid has a bounded number at work, so that the
+A request waits here until a worker can take it.  A uid has a bounded number at work, so that the
 others find their workers free; those for the machine's credential that an ordinary user's processes
 cause are counted apart, because that user's own may depend on them.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Turns:
-    """The upcalls that wait, in one queue for each requestor."""
+    """The requests that wait, in one queue for each :data:`Line`."""
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[Line, deque[Negotiation]] = OrderedDict()
@@ -32,25 +32,25 @@ class Turns:
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
-    def wait(self, upcall: Negotiation, again: bool = False) -> None:
-        """Let ``upcall`` wait for its turn; ``again``: it had it, and comes before the others."""
-        queue = self._waiting.setdefault(upcall.line, deque())
-        (queue.appendleft if again else queue.append)(upcall)
+    def wait(self, request: Negotiation, again: bool = False) -> None:
+        """Let ``request`` wait for its turn; ``again``: it had it, and comes before the others."""
+        queue = self._waiting.setdefault(request.line, deque())
+        (queue.appendleft if again else queue.append)(request)
 
-    def leave(self, upcall: Negotiation) -> None:
-        """``upcall``, which had its turn, has ended, or waits again."""
-        if not upcall.has_turn:
+    def leave(self, request: Negotiation) -> None:
+        """``request``, which had its turn, has ended, or waits again."""
+        if not request.has_turn:
             return
-        upcall.has_turn = False
-        left = self._at_work.get(upcall.line, 0) - 1
+        request.has_turn = False
+        left = self._at_work.get(request.line, 0) - 1
         if left > 0:
-            self._at_work[upcall.line] = left
+            self._at_work[request.line] = left
         else:
-            self._at_work.pop(upcall.line, None)
+            self._at_work.pop(request.line, None)
 
     def serve(self, start: Callable[[Negotiation], bool], most: int) -> int:
-        """Call ``start`` for up to ``most`` upcalls whose turn it is, and return for how many.  If it
-        returns False that upcall waits on, and with it all of its line.  It sets ``has_turn`` of one
+        """Call ``start`` for up to ``most`` requests whose turn it is, and return for how many.  If it
+        returns False that request waits on, and with it all of its line.  It sets ``has_turn`` of one
         that is at work from now on."""
         served = 0
         stuck: set[Line] = set()
@@ -64,14 +64,14 @@ class Turns:
                 if self._at_work.get(line, 0) >= self._limit(line):
                     stuck.add(line)
                     continue
-                upcall = queue[0]
-                if not upcall.is_closed and not start(upcall):
+                request = queue[0]
+                if not request.is_closed and not start(request):
                     stuck.add(line)
                     continue
                 queue.popleft()
                 if not queue:
                     del self._waiting[line]
-                if upcall.has_turn:
+                if request.has_turn:
                     self._at_work[line] = self._at_work.get(line, 0) + 1
                     served += 1
                 if served >= most:

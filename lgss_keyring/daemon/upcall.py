@@ -1,4 +1,4 @@
-"""One upcall in lgssd, from its child's first message to the last.
+"""One upcall in lgssd, from its front's message to its child's last one.
 
 The child of the upcall's front holds the key (:mod:`lgss_keyring.front.lgssd_messages`), a resident
 worker negotiates (:mod:`.pool`), and this stands between them: it believes neither the request nor
@@ -229,7 +229,7 @@ class Upcall(Negotiation):
     # The end.
 
     def look_at_clock(self, now: float) -> None:
-        """End what takes too long, and let the child know that this is still at work."""
+        """End what takes too long, and tell the child that lgssd is still at work."""
         if self.answer is not None:
             if now > self._answer_due:
                 self.gone()

@@ -1,4 +1,4 @@
-"""The socket at which the children of upcalls ask lgssd."""
+"""The socket at which upcalls ask lgssd: the front sends the request, and the child says the rest."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Upcalls:
         return len(self._connections)
 
     def stop_taking(self) -> None:
-        """Take no new requests; who has connected and not sent one does without lgssd."""
+        """Take no new requests; those that have connected and sent none do without lgssd."""
         if self._is_listening:
             self._is_listening = False
             self._selector.unregister(self._listener)
@@ -150,7 +150,7 @@ class Upcalls:
                 self._drop(connection)
 
     def close(self) -> None:
-        """Close what is left: each child does the rest itself."""
+        """Close what is left: each child does the work itself."""
         self.stop_taking()
         for connection in list(self._connections.values()):
             self._drop(connection)

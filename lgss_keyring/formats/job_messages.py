@@ -1,8 +1,10 @@
 """What lgssd and a resident worker say to each other.
 
 A *resident worker* has become one user (or is the machine's) for good, and serves many requests of
-that user, several at a time.  It and lgssd share one SOCK_SEQPACKET pair, and a page of memory
-(:class:`Page`).  A message is a u32, the number of a *job*, and a message of
+that user, several at a time.  A *job* is the work of one worker on one request; if another worker has
+to do it, that is a new job.  (A look for dead contexts is a job, too.)  The worker and lgssd share one
+SOCK_SEQPACKET pair, and a page of memory (:class:`Page`).  A message is a u32, the number of the job,
+and a message of
 :mod:`lgss_keyring.formats.worker_messages`, integers in host byte order.  To the worker:
 
     J  u32 time left in ms, 11 texts with a NUL behind each: realm (-R, empty if not given)
@@ -10,7 +12,7 @@ that user, several at a time.  It and lgssd share one SOCK_SEQPACKET pair, and a
                                     a new job
     R, F                            what init_channel gave for the job's token
     D                               drop the job: nobody waits for it any more, or another worker does it
-    X                               a job of another kind: take dead contexts out of the user keyring
+    X                               a new job: take dead contexts out of the user keyring
 
 and from it:
 
@@ -19,8 +21,8 @@ and from it:
     X  u32 revoked, u32 expired, u32 orphans, u32 waiting
                                     what was found of dead contexts; ends the job
 
-The worker reads all that has come before it begins the next job, so that a D for a job that it has not
-begun costs nothing.  It sends no S below the configured level of the log: each message has its price.
+Before the worker begins the next job it reads all messages that have come, so a D for a job that is not
+begun costs nothing.  It sends no S below the configured level of the log: each message costs time.
 
 A user may control their worker.  So lgssd believes a message only as far as
 :mod:`lgss_keyring.monitor.worker_process` does, and only for a job that this worker has.

@@ -36,8 +36,8 @@ WORD_FILE = ".word"
 MARGIN = 1.0
 """Seconds before the front's alarm at which it waits for no word any more."""
 LATE = 0.5
-"""Seconds before --timeout at which the child gives up a ``user`` key's lgssd, which should have
-answered half a second before."""
+"""Seconds before --timeout at which the child of a ``user`` key gives lgssd up.  lgssd should have
+answered half a second earlier."""
 CREDENTIALS_SIZE = 12
 """Bytes of struct ucred: s32 pid, u32 uid, u32 gid."""
 
@@ -120,7 +120,7 @@ class Connection:
             return False, 0, 0
 
     def done(self, number: int) -> None:
-        """Say that the key has its answer, or the errno that it was not to be had for."""
+        """Tell lgssd that the key has its answer (0), or the errno with which the kernel has refused it."""
         try:
             self._socket.send(lgssd_messages.pack_done(number), _socket.MSG_NOSIGNAL)
         except OSError:
@@ -175,10 +175,10 @@ def _word_ms(path: str) -> int:
 
 
 def give(key: int, key_type: str, given: lgssd_messages.Answer) -> int:
-    """Update ``key`` with the answer ``given``; returns 0, or the errno that it was not taken for.
+    """Update ``key`` with the answer ``given``; returns 0, or the errno with which the kernel has refused it.
 
-    As :func:`lgss_keyring.monitor.key_answer.give`: an answer that there is no room for is replaced
-    by the twelve bytes of a failure, and a key that takes neither goes.
+    As :func:`lgss_keyring.monitor.key_answer.give`: an answer for which there is no room is replaced
+    by the twelve bytes of a failure, and a key that takes neither is invalidated.
     """
     from lgss_keyring.front import answer
 

@@ -1,7 +1,8 @@
 """What the processes of an upcall and lgssd say to each other, over /run/lgss/upcall.sock.
 
-The front connects, sends the request, forks, and hears the *word*; its child hears the rest.  The
-child holds the key and lgssd does not, so the child does what lgssd tells it: it writes tokens to
+The front connects, sends the request, forks, and hears the *word*; the *child* hears the rest.  (That
+is the process that the front's witness forks.)  The child holds the key and lgssd does not, so the
+child does what lgssd tells it: it writes tokens to
 init_channel and updates the key.  If lgssd is not there, says that it cannot, says nothing for
 :data:`SILENCE` seconds, or ends, the child does the whole work itself
 (:mod:`lgss_keyring.monitor.turn`) in the time that is left.

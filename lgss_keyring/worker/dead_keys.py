@@ -16,8 +16,8 @@ hit a key that has taken the other's place (docs/protocol.md 7).  So each kind h
   it holds a context whose time is over, or a failure.  It is invalidated, which goes by serial.  As that
   process may be about to set the timeout, the key must have been an orphan some seconds before, too.
 
-A key that is under construction, of another user, not linked in the user keyring itself or not one of
-ours by type and name is left alone, and so is every other one that is valid.
+All other keys are left alone: those that are valid, under construction, another user's, not linked in
+the user keyring itself, or not ours by type and name.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ STRAY_REPLIES = 8
 """How many replies to calls that are not ours are passed over before the connection is given up."""
 
 NAME_SECONDS = 1.0
-"""How long a worker that stays takes the resolver's last answer."""
+"""How long a resident worker takes the resolver's last answer."""
 NAMES = 1000
 """How many of these it has."""
 LINKS = 40

@@ -187,7 +187,7 @@ def _from_resolver(call: Callable[[], str], subject: str, names: Names) -> str:
     """The result of ``call``, as :func:`_bounded`; or its last one if that is younger than
     ``limits.NAME_SECONDS``.
 
-    A worker that stays may get hundreds of requests for one server at once, and nothing else of them
+    A resident worker may get hundreds of requests for one server at once, and nothing else of them
     waits for a name server.
     """
     now = time.monotonic()

@@ -1,4 +1,4 @@
-"""A worker that stays: it becomes one user for good, and serves request after request of that user.
+"""The resident worker: it becomes one user for good, and serves request after request of that user.
 
 ``lgssd`` forks it with all that is imported here, so that no request waits for a Python that has
 just been started.  :mod:`lgss_keyring.formats.job_messages` has what the two say to each other,

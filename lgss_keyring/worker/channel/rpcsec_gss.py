@@ -1,7 +1,7 @@
 """RPCSEC_GSS context creation over TCP: the connection, and the time that it may take.
 
 :mod:`lgss_keyring.worker.channel.rpcsec_messages` has the messages.  The channel itself never waits:
-:meth:`RpcsecGssChannel.go_on` does what can be done at once, so that a worker that stays can wait for many
+:meth:`RpcsecGssChannel.go_on` does what can be done at once, so that a resident worker can wait for many
 servers at a time.  :meth:`RpcsecGssChannel.exchange` waits between these steps.
 """
 

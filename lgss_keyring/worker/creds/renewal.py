@@ -11,7 +11,7 @@ machine's boot id.  The boot id is random, so machines do not agree.  It stays a
 restarted, so a restart renews nothing early.  What fell due while no lgssd ran is spread anew over
 the time that is left.
 
-*A TGT takes its service tickets along.*  Upcalls use a service ticket only with the TGT that it came of
+*A TGT is renewed together with its service tickets.*  Upcalls use a service ticket only with its own TGT
 (:mod:`.service_tickets`).  So the service tickets in use are got with the new TGT first, and their files
 keep a copy of the old TGT, too: they are good for upcalls that still have the old one, and for
 those that have the new one.  The file of the TGT comes last.  A service's ticket has a moment of its own
@@ -47,8 +47,8 @@ class Due(Record):
     """A renewal.  ``moment``: when it is due; ``latest``: from when upcalls do not take the old ticket any
     more; ``end``: when that ends, 0 if none is there (all in seconds since the epoch); ``life`` in seconds.
 
-    ``file`` has the ticket, ``origin`` is as in :func:`.ticket_file.of_service`.  ``is_tgt``: it is that of
-    the TGT, with which the tickets for ``services`` (name@host) are renewed; else there is one service.
+    ``file`` has the ticket, ``origin`` is as in :func:`.ticket_file.of_service`.  ``is_tgt``: the ticket is
+    a TGT, with which the tickets for ``services`` (name@host) are renewed; else it is for the one service.
     """
 
     moment: float
@@ -287,7 +287,8 @@ def _end(ticket: Ticket) -> int:
 
 
 def _check_gain(end: float, after: float, principal: str) -> None:
-    """Else a principal that expires soon would be asked for again and again."""
+    """Raise CredentialError if a ticket that ends at ``end`` is no gain: the KDC has no better one for a
+    principal that expires soon, and would be asked again and again."""
     if end < after + limits.RENEWAL_GAIN_SECONDS:
         raise CredentialError(
             "the KDC gives no ticket that ends later",

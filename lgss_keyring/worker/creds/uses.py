@@ -7,9 +7,9 @@ does not write to it, and its atime is not kept where /run is mounted noatime.
 *An ordinary user can forge a request for the machine, naming any host* (docs/security.md, "Whom we
 believe").  Lustre itself makes such requests from within users' processes, so they are not all forged,
 and the worker cannot tell them apart.  So only a request of root's makes a note.  One from a user's
-process makes an existing note younger, but the note also tells when root asked last, and
-:meth:`Use.is_current` bounds both.  What root has never used is not renewed, and what only forged
-requests use any more is not renewed for ever.
+process makes an existing note younger.  But the note also tells when root asked last, and
+:meth:`Use.is_current` bounds both.  So a ticket that root has never used is not renewed, and one that
+only forged requests still use is not renewed for ever.
 
 A note has 20 decimal digits, the time of root's last use in seconds since the epoch; then, each after a
 NUL, what the ticket file's name is made of (:class:`.ticket_file.TicketFile`): the path of krb5.conf,
@@ -49,8 +49,8 @@ class Use(Record):
 
 def write(directory: str, name: str, identity: tuple[str, ...], by_root: bool) -> None:
     """Note that the ticket file ``name`` in ``directory`` is used just now; ``by_root``: for a request
-    of root's.  Raises OSError.  It costs two or four system calls at most uses, because a note of
-    the last minute is left as it is."""
+    of root's.  Raises OSError.  As a rule it costs two to four system calls, because a note of the last
+    minute is left as it is."""
     path = f"{directory}/{FOLDER}/{name}"
     now = time.time()
     try:
