@@ -85,7 +85,7 @@ class Negotiation:
         raise NotImplementedError
 
     def is_sent_back(self) -> bool:
-        """As others have all the workers: whether this is sent back to do without lgssd; False if it waits."""
+        """Others have all the workers: whether this is sent back to do without lgssd.  False: it waits."""
         return False
 
     def arguments(self) -> tuple[str | None, Sequence[str]]:
