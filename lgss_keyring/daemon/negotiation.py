@@ -241,14 +241,18 @@ class Negotiation:
             hint = "a program asks too often, or a KDC, name service or server does not answer"
             self.fail(Failed(errno.ETIMEDOUT, 0, Kind.TOO_MANY_UPCALLS, reason, hint))
             return
-        _, current, step = worker.page.look()
-        if worker.gid is None or current == self._job:
-            # No other way ends a call of libkrb5's.  Its other requests are begun anew.
+        busy, current, step = worker.page.look()
+        is_stopped = not busy and not self.is_begun
+        if worker.gid is None or current == self._job or is_stopped:
+            # No other way ends a call of libkrb5's.  Its other requests are begun anew.  One that
+            # waits for messages and takes none was stopped, and would keep all requests to come.
             self._release()
             self._pool.kill(worker, "a request of the same user took too long")
         if worker.gid is None or not (self.is_begun or current == self._job):
             reason = "this machine is short of something: the worker had not begun when its time was over"
             hint = f"it is overloaded, or its name service hangs; {due.setting} sets the limit"
+            if is_stopped:
+                hint = f"somebody has stopped (SIGSTOP) the processes of that user; {hint}"
             self.fail(Failed(errno.ETIMEDOUT, 0, Kind.RESOURCES, reason, hint))
             return
         last = f"; last step: {self.speaker}{step}" if step and current == self._job else ""

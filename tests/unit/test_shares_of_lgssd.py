@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import selectors
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -143,6 +144,20 @@ def test_root_asks_for_a_blocked_user_and_for_others(lgssd: Lgssd) -> None:
     lgssd.ask(BLOCKED, 0)
     other = lgssd.ask(QUICK, 0)
     assert lgssd.turns(lambda: answered(other))
+
+
+def test_a_worker_that_was_stopped_keeps_no_further_request(lgssd: Lgssd) -> None:
+    """Any process of its user's may stop it, one of a batch system's too."""
+    first = lgssd.ask(QUICK, QUICK)
+    assert lgssd.turns(lambda: answered(first))
+    (worker,) = lgssd.workers()
+    assert lgssd.turns(lambda: not worker.is_blocked)
+    os.kill(worker.pid, signal.SIGSTOP)
+    kept = lgssd.ask(QUICK, QUICK, elapsed=28.5)
+    assert lgssd.turns(lambda: answered(kept))
+    next_one = lgssd.ask(QUICK, QUICK)
+    assert lgssd.turns(lambda: answered(next_one), 1)
+    assert next_one.messages[-1] == first.messages[-1]
 
 
 def test_requests_for_the_machine_that_may_be_forged_hold_up_none_of_roots(
