@@ -153,8 +153,8 @@ def test_a_peer_that_is_gone_frees_its_work() -> None:
         for peer in greedy:
             for seq in range(30):
                 peer.ask(ALICE, seq)
-        # Two listeners, a worker, and neither of the two peers.
-        assert within(10, lambda: len(lgssd.workers()) == 1 and watched(lgssd.pid) == 3)
+        # Three listeners, a worker, and neither of the two peers.
+        assert within(10, lambda: len(lgssd.workers()) == 1 and watched(lgssd.pid) == 4)
         waiting = lgssd.connect(ALICE)
         waiting.ask(ALICE, obd_name="go-on")
         waiting.connection.settimeout(0.5)
