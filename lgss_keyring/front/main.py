@@ -211,7 +211,8 @@ def _take_over(call: arguments.Call, serve: Serve, log_refusal: arguments.LogRef
     """
     from lgss_keyring.front import oom
 
-    # That front's processes are never ended for want of memory; this one, far larger, after others.
+    # The native front's processes are never killed for want of memory.  This one is far larger, so it may
+    # be, but after others.
     oom.set_score(oom.SPARED)
     pipe, started = call.instantiated
     front = word.Child(-1, pipe)
