@@ -39,8 +39,9 @@ def run(given: Sequence[str], serve: Serve, log_refusal: arguments.LogRefusal) -
         if "instantiated" in call.options:
             _take_over(call, serve, log_refusal)
         if "killed" in call.options:
-            from lgss_keyring.front import witness
+            from lgss_keyring.front import oom, witness
 
+            oom.set_score(oom.ORDINARY)  # only the line in the log is missing yet
             log_refusal(call.serial, call, witness.reason_for(*call.killed), call.killed[0])
             return 0
         # The alarm bounds the caller's wait even if somebody else holds a keyring lock.

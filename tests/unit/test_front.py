@@ -220,3 +220,11 @@ def test_native_fronts_child_is_spared_no_more_than_others(monkeypatch: pytest.M
     monkeypatch.setattr(main, "_child", lambda key, *_: done.append(key))
     main._take_over(Call(["--instantiated", "5:0", *USER]), nobody, lambda *_: None)
     assert done == [oom.SPARED, 5]
+
+
+def test_native_witness_that_logs_is_not_spared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has answered the key, and there are many of them when monitors are ended for want of memory."""
+    done: list[object] = []
+    monkeypatch.setattr(oom, "set_score", done.append)
+    assert main.run(["--killed", "5:signal 9", *USER], nobody, lambda *_: done.append("logged")) == 0
+    assert done == [oom.ORDINARY, "logged"]
