@@ -290,7 +290,7 @@ def _remember(task: Task, uid: int, folder: str) -> None:
 
 def are_plainly_ours(request: UpcallRequest, folder: str) -> bool:
     """Whether the credentials of ``request`` live in our own namespaces, with no doubt: callout field 10
-    names no process, or one of that user's in our mount and network namespace.
+    names no process, or one of that user's, or of root's, in our mount and network namespace.
 
     If not, :func:`find` decides: what is in doubt there is refused.  ``folder`` as for it.  Raises
     nothing, holds nothing open.
@@ -306,9 +306,11 @@ def are_plainly_ours(request: UpcallRequest, folder: str) -> bool:
             return False
         if request.is_machine:
             return True
-        if int(task.status()[b"Uid"].split()[0]) != request.uid or task.has_ended():
+        real = int(task.status()[b"Uid"].split()[0])
+        # A process of root's is a service that does something for this user; there is nothing to enter.
+        if real not in (request.uid, 0) or task.has_ended():
             return False
-        if folder and request.uid:
+        if folder and real == request.uid != 0:
             _remember(task, request.uid, folder)
     except (OSError, KeyError):
         return False

@@ -15,6 +15,7 @@ from lgss_keyring.formats import payload, worker_messages
 from lgss_keyring.formats.errors import Kind
 from lgss_keyring.formats.outcome import Failed
 from lgss_keyring.front import lgssd_messages
+from tests.support.requestor import Requestor
 
 from .fake_lgssd import Child, FakeLgssd, Worker, children, serve_all
 from .waiting import within
@@ -265,6 +266,10 @@ def test_what_is_not_for_a_shared_worker_goes_back() -> None:
         assert lgssd.ask(ALICE, config="/etc/other.toml").hear() == lgssd_messages.DO_IT_YOURSELF
         assert lgssd.ask(ALICE, target_nid=4 << 48 | 5).hear() != lgssd_messages.DO_IT_YOURSELF
         assert lgssd.ask(ALICE, requestor=0, flags="r").hear() == lgssd_messages.DO_IT_YOURSELF
+        assert lgssd.ask(ALICE, pid=os.getpid()).hear() == lgssd_messages.GO  # a service of root's
+        with Requestor(BOB) as bob:
+            bob.run(["true"])  # it has become that user
+            assert lgssd.ask(ALICE, pid=bob.pid).hear() == lgssd_messages.DO_IT_YOURSELF
         other = subprocess.Popen(["unshare", "-m", "sleep", "60"])
         try:
             assert within(5, lambda: _namespace(other.pid) != _namespace(os.getpid()))
