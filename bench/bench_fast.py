@@ -196,7 +196,7 @@ AT_ONCE = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 def growth(bench: Bench) -> dict[int, tuple[float, float]]:
     """Milliseconds blocked and to the answer, medians, by the number of requests at once."""
     found = {}
-    with bench.served(bench.program) as (upcalls, _), load.quota(2 * BURST):
+    with bench.served(bench.program) as (upcalls, _), load.quota(8 * BURST):
         for number in AT_ONCE:
             uids = bench.users[: min(USERS, number)]
             wait_for_quota(bench.users)
@@ -236,7 +236,7 @@ PARTS: dict[str, Callable[[Bench, int, int], dict[str, float]]] = {
 
 def cpu(bench: Bench) -> dict[str, float]:
     """Milliseconds of CPU time of an upcall, and how a burst of all users goes."""
-    with load.quota(2 * BURST):
+    with load.quota(8 * BURST):
         one, found = cpu_of(bench, bench.program, True, bench.users[:1], BURST, 50)
     checked(found)
     many, burst = cpu_of(bench, bench.program, True, bench.users, BURST // USERS, BURST // USERS)
