@@ -103,7 +103,9 @@ class _Collector:
             "lgssd_waiting_upcalls", "Those that wait for a worker", self._dispatcher.waiting
         )
         dead = CounterMetricFamily(
-            "lgssd_dead_contexts", "Contexts that were taken out of user keyrings", labels=["kind"]
+            "lgssd_dead_contexts",
+            "Dead contexts found in user keyrings, at each look; revoked ones and orphans are taken out",
+            labels=["kind"],
         )
         for kind, count in self._dispatcher.reaper.found.items():
             dead.add_metric([kind], count)

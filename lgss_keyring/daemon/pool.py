@@ -162,6 +162,10 @@ class Pool:
             raise ClosedError(str(error.strerror)) from error
         worker.jobs[number] = client
         worker.served += 1
+        # What libraries leak goes with it, also if it is never without work.
+        old = time.monotonic() - worker.started > limits.WORKER_AGE_SECONDS
+        if old or worker.served >= limits.JOBS_IN_ALL:
+            worker.is_retired = True
         return number
 
     def drop(self, worker: Worker, number: int) -> None:
@@ -182,8 +186,7 @@ class Pool:
         if worker.jobs or worker.is_gone:
             return
         worker.idle_since = time.monotonic()
-        old = worker.idle_since - worker.started > limits.WORKER_AGE_SECONDS
-        if worker.is_retired or old or worker.served >= limits.JOBS_IN_ALL:
+        if worker.is_retired:
             self.retire(worker)
 
     def retire(self, worker: Worker) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lgss_keyring.daemon import limits
 from lgss_keyring.formats import payload, worker_messages
 from lgss_keyring.formats.errors import Kind
 from lgss_keyring.formats.outcome import Failed
@@ -331,3 +332,11 @@ def test_fronts_are_told_how_long_to_wait_for_the_word() -> None:
         lgssd.write_config({**lgssd.sections, "upcall": {"word_ms": 90}})
         lgssd.ask(ALICE).served_by()
         assert said.read_text() == "90"
+
+
+def test_a_worker_that_always_has_work_is_replaced_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "JOBS_IN_ALL", 5)
+    with FakeLgssd(serve_all) as lgssd, children(20, lambda: lgssd.ask(ALICE)) as waiting:
+        pids = [child.served_by() for child in waiting]
+        assert len(set(pids)) >= 4
+        assert all(pids.count(pid) <= 5 for pid in pids)
