@@ -138,7 +138,13 @@ def copy(tmp_path: Path) -> Copy:
     return Copy(root)
 
 
+def _children() -> set[str]:
+    """The pids of this process's children, ended ones too."""
+    return {pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()}
+
+
 def test_places_that_are_interrupted(copy: Copy) -> None:
+    before = _children()
     pool = Pool()
     pool.add(copy)
 
@@ -159,8 +165,8 @@ def test_places_that_are_interrupted(copy: Copy) -> None:
         pool.work(tasks())
     pool.close()
     assert not copy.directory.exists() and not copy.temporary.exists()
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    # Those of a realm or an acceptor that other tests use may be there.
+    assert _children() <= before
 
 
 def test_integration_tests_wait_for_their_turn(copy: Copy, tmp_path: Path) -> None:
