@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import struct
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from lgss_keyring.monitor import init_channel, key_answer
 from lgss_keyring.monitor.worker_process import WorkerProcess
 from lgss_keyring.system import processes
 from lgss_keyring.system.log import Log
-from lgss_keyring.worker import work
+from lgss_keyring.worker import confinement, work
 from lgss_keyring.worker.channel.lustre import LustreChannel
 from lgss_keyring.worker.mech.gssnull import NullInitiator
 from lgss_keyring.worker.monitor_connection import MonitorConnection
@@ -120,6 +121,13 @@ def test_target_that_is_being_unmounted_is_one_quiet_line(
         text = file.read_text() if file.exists() else ""
         assert text.count("\n") == lines
         assert not text or f"] {level}: " in text
+
+
+@pytest.fixture(autouse=True)
+def memory_of_a_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These workers are forked from pytest, which has more memory after a thousand tests than a worker
+    may have, and crawls then."""
+    monkeypatch.setitem(confinement.OWN_BOUNDS, resource.RLIMIT_DATA, resource.RLIM_INFINITY)
 
 
 def run(settings: Config, uid: int = UID, writer: Fake | None = None) -> Answer:
