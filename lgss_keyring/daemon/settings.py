@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from lgss_keyring.formats.callout import UpcallRequest
 
 
+USERS = ("/etc/passwd", "/etc/nsswitch.conf")
+"""A worker has its user's primary group from these.  What another name service knows anew is seen
+by the user's next worker."""
+
+
 class Settings:
     """The configuration in the file ``path`` (None: the default one), read anew when it changes."""
 
@@ -31,6 +36,7 @@ class Settings:
         self._krb5_paths: list[str] = []
         self._krb5: tuple[object, ...] = ()
         self._krb5 = self._krb5_fingerprint()
+        self._users = _users_fingerprint()
 
     def _fingerprint(self) -> tuple[object, ...]:
         return _identity(self.path or DEFAULT_PATH)
@@ -52,6 +58,10 @@ class Settings:
         krb5 = self._krb5_fingerprint()
         if krb5 != self._krb5:
             self._krb5 = krb5
+            is_changed = True
+        users = _users_fingerprint()
+        if users != self._users:
+            self._users = users
             is_changed = True
         return is_changed
 
@@ -102,6 +112,10 @@ class Settings:
             if parameter is not None:
                 return DEBUG_LEVELS[parameter]
         return self.current.log.level
+
+
+def _users_fingerprint() -> tuple[object, ...]:
+    return tuple(_identity(path) for path in USERS)
 
 
 def _identity(path: str) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lgss_keyring.daemon import limits
+from lgss_keyring.daemon import limits, settings
 from lgss_keyring.formats import payload, worker_messages
 from lgss_keyring.formats.errors import Kind
 from lgss_keyring.formats.outcome import Failed
@@ -340,3 +340,15 @@ def test_a_worker_that_always_has_work_is_replaced_all_the_same(monkeypatch: pyt
         pids = [child.served_by() for child in waiting]
         assert len(set(pids)) >= 4
         assert all(pids.count(pid) <= 5 for pid in pids)
+
+
+def test_workers_are_replaced_when_users_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A worker has its user's primary group from its beginning."""
+    passwd = tmp_path / "passwd"
+    passwd.write_text("alice:x:61801:100::/:/bin/sh\n")
+    monkeypatch.setattr(settings, "USERS", (str(passwd),))
+    with FakeLgssd(serve_all) as lgssd:
+        first = lgssd.ask(ALICE).served_by()
+        assert lgssd.ask(ALICE).served_by() == first
+        passwd.write_text("alice:x:61801:1000::/:/bin/sh\n")
+        assert lgssd.ask(ALICE).served_by() != first
