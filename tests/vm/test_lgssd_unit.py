@@ -72,7 +72,9 @@ def ask(alice: Requestor, rule: str) -> Ask:
 
 def unit_of(answer: Answer) -> str:
     """Which unit's process has logged the end of an upcall; empty: its own processes have."""
-    return str(journal_of(answer.key)[-1].get("_SYSTEMD_UNIT", ""))
+    # None, if the user's lines of these ten seconds are too many.
+    entries = journal_of(answer.key)
+    return str(entries[-1].get("_SYSTEMD_UNIT", "")) if entries else ""
 
 
 def served(ask: Ask) -> Answer:
@@ -232,4 +234,5 @@ def test_no_upcall_is_lost_under_load(
     assert len(answers) >= 12
     handles = {established(answer).handle for answer in answers}
     assert len(handles) == len(answers)
+    time.sleep(11)  # until the user's lines are shown again
     served(ask)
