@@ -177,7 +177,9 @@ class Negotiation:
         """Take a message of the worker's; raises ProtocolError for one that is none of ours."""
         decoded = worker_messages.unpack(message)
         if isinstance(decoded, Answer):
-            self._release()
+            worker, self.worker = self.worker, None
+            if worker is not None:
+                self._pool.ended(worker, self._job)
             if self.answer is None and not self.is_closed:
                 self.phases.enter(metrics.UPDATE)
                 self.finish(self._attributed(decoded))

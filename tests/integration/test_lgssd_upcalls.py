@@ -56,6 +56,20 @@ def test_a_user_keeps_the_worker_and_another_user_has_another() -> None:
         assert lgssd.ask(ALICE).served_by() == pids[0]
 
 
+def _once_then_another_job(worker: Worker) -> None:
+    """Ends at any message between two jobs."""
+    while True:
+        number, message = worker.next()
+        assert message[:1] == b"J"
+        worker.ready(number)
+        worker.established(number)
+
+
+def test_a_job_with_its_outcome_costs_its_worker_no_more_messages() -> None:
+    with FakeLgssd(_once_then_another_job) as lgssd:
+        assert len({lgssd.ask(ALICE).served_by() for _ in range(5)}) == 1
+
+
 def _fail(worker: Worker) -> None:
     failure = Failed(errno.EKEYEXPIRED, 0xD0000, Kind.REFUSED_BY_ACCEPTOR, "it says no", "ask it why")
     while True:
