@@ -12,11 +12,11 @@ from __future__ import annotations
 import select
 import selectors
 import socket
-import struct
 import time
 
 from lgss_keyring.daemon import limits
 from lgss_keyring.daemon.departing import Departing
+from lgss_keyring.daemon.listener import peer_of
 from lgss_keyring.formats import pipe
 from lgss_keyring.formats.wiping import wipe
 from lgss_keyring.monitor.worker_process import refuse_descriptors
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
             """Nobody waits for it any more."""
 
 
-_CREDENTIALS = struct.Struct("=iII")
-
-
 class DescriptorsError(Exception):
     """The next record of a peer carries descriptors."""
 
@@ -46,8 +43,7 @@ class Peer:
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
-        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        self.pid, self.uid, self.gid = _CREDENTIALS.unpack(raw)
+        self.pid, self.uid, self.gid = peer_of(connection)
         self.last_record = time.monotonic()
         """When its last record was read, or it connected."""
         self.under_way: set[Request] = set()

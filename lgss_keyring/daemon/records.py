@@ -12,7 +12,7 @@ from __future__ import annotations
 import selectors
 import time
 
-from lgss_keyring.daemon import limits
+from lgss_keyring.daemon import limits, listener
 from lgss_keyring.daemon.peers import DescriptorsError, Peer, Peers
 from lgss_keyring.daemon.record import RecordUpcall, request_of
 from lgss_keyring.formats import payload, pipe
@@ -27,20 +27,26 @@ if TYPE_CHECKING:
     from lgss_keyring.system.log import Log
 
 
+def listen(path: str) -> socket.socket:
+    """A listening socket at ``path``, open to every user: what each may ask for is checked.  Raises
+    OSError."""
+    return listener.listen(path, limits.BACKLOG, listener.EVERYBODY)
+
+
 class Records:
-    """The peers of ``listener``, and their requests.  ``is_taken_over``: it has listened before this
+    """The peers of ``listening``, and their requests.  ``is_taken_over``: it has listened before this
     process was there."""
 
     def __init__(
         self,
-        listener: socket.socket,
+        listening: socket.socket,
         settings: Settings,
         dispatcher: Dispatcher,
         selector: selectors.BaseSelector,
         log: Log,
         is_taken_over: bool = False,
     ) -> None:
-        self._listener = listener
+        self._listener = listening
         self._settings = settings
         self._dispatcher = dispatcher
         self._selector = selector
@@ -50,8 +56,7 @@ class Records:
         self._looked_for_gone = 0.0
         self._is_listening = True
         self.peers = Peers(selector, self.read, is_safe=not is_taken_over)
-        listener.setblocking(False)
-        selector.register(listener, selectors.EVENT_READ, self._accept)
+        selector.register(listening, selectors.EVENT_READ, self._accept)
 
     def __len__(self) -> int:
         return len(self.peers)

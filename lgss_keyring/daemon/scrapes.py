@@ -19,7 +19,7 @@ import signal
 import socket
 import time
 
-from lgss_keyring.daemon import limits, metrics
+from lgss_keyring.daemon import limits, listener, metrics
 from lgss_keyring.front import oom
 from lgss_keyring.monitor import priority
 from lgss_keyring.system import own_folder
@@ -46,25 +46,9 @@ SOCKET_NAME = "metrics.sock"
 
 
 def listen(path: str) -> socket.socket:
-    """A listening socket at ``path`` that root alone can connect to; one at which no process listens
-    any more is replaced.  Raises OSError."""
+    """A listening socket at ``path``, in a folder that is root's alone.  Raises OSError."""
     own_folder.check(os.path.dirname(path))
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        try:
-            listener.bind(path)
-        except OSError:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(path) == 0:
-                    raise
-            os.unlink(path)
-            listener.bind(path)
-        os.chmod(path, 0o600)
-        listener.listen(limits.SCRAPES)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+    return listener.listen(path, limits.SCRAPES, kind=socket.SOCK_STREAM)
 
 
 class Scrapes:

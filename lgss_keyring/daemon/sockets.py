@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from lgss_keyring.daemon import activation, listener, upcalls
+from lgss_keyring.daemon import activation, records, upcalls
 from lgss_keyring.daemon.activation import OWN, PIPE, UPCALL
 from lgss_keyring.front.lgssd import WORD_FILE
 
@@ -32,7 +32,7 @@ class Sockets:
         if self._all:
             return
         try:
-            self._all[OWN + PIPE] = listener.listen(self._paths[PIPE])
+            self._all[OWN + PIPE] = records.listen(self._paths[PIPE])
             self._all[OWN + UPCALL] = upcalls.listen(self._paths[UPCALL])
         except BaseException:
             self.let_go()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import selectors
 import socket
-import struct
 
-from lgss_keyring.daemon import descriptors, limits, metrics, upcall_messages
+from lgss_keyring.daemon import descriptors, limits, listener, metrics, upcall_messages
 from lgss_keyring.daemon.upcall import Upcall
 from lgss_keyring.formats.errors import Kind
 from lgss_keyring.front import lgssd_messages
@@ -19,29 +18,13 @@ if TYPE_CHECKING:
     from lgss_keyring.system.log import Log
 
 DEFAULT_SOCKET = "/run/lgss/upcall.sock"
-_CREDENTIALS = struct.Struct("=iII")
 
 
 def listen(path: str) -> socket.socket:
-    """A listening socket at ``path`` that root alone can connect to; one at which no process listens
-    any more is replaced.  Raises OSError."""
+    """A listening socket at ``path``, in a folder that is root's alone, which is made if need be.  Raises
+    OSError."""
     own_folder.prepare(os.path.dirname(path))
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-    try:
-        try:
-            listener.bind(path)
-        except OSError:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-                if probe.connect_ex(path) == 0:
-                    raise
-            os.unlink(path)
-            listener.bind(path)
-        os.chmod(path, 0o600)
-        listener.listen(limits.UPCALL_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+    return listener.listen(path, limits.UPCALL_BACKLOG)
 
 
 class Upcalls:
@@ -49,12 +32,12 @@ class Upcalls:
 
     def __init__(
         self,
-        listener: socket.socket,
+        listening: socket.socket,
         dispatcher: Dispatcher,
         selector: selectors.BaseSelector,
         log: Log,
     ) -> None:
-        self._listener = listener
+        self._listener = listening
         self._dispatcher = dispatcher
         self._selector = selector
         self._log = log
@@ -63,7 +46,7 @@ class Upcalls:
         self._connections: dict[int, socket.socket] = {}
         self._most = descriptors.for_upcalls()
         self._is_listening = True
-        selector.register(listener, selectors.EVENT_READ, self._accept)
+        selector.register(listening, selectors.EVENT_READ, self._accept)
 
     def close_in_child(self) -> None:
         """Close, in a process that was forked, what this one has open."""
@@ -78,8 +61,7 @@ class Upcalls:
             except OSError:
                 return
             connection.setblocking(False)
-            raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            if _CREDENTIALS.unpack(raw)[1] != 0 or len(self._connections) >= self._most:
+            if listener.peer_of(connection)[1] != 0 or len(self._connections) >= self._most:
                 connection.close()
                 continue
             self._connections[connection.fileno()] = connection

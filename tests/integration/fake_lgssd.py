@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lgss_keyring.daemon import listener
+from lgss_keyring.daemon import records
 from lgss_keyring.daemon.dispatcher import Dispatcher
 from lgss_keyring.daemon.records import Records
 from lgss_keyring.daemon.settings import Settings
@@ -187,7 +187,7 @@ class FakeLgssd:
         self.sections = sections
         self._work = work
         self.pipe_path = str(self.folder / "pipe.sock")
-        listeners = listen(self.path), listener.listen(self.pipe_path)
+        listeners = listen(self.path), records.listen(self.pipe_path)
         self.pid = os.fork()
         if self.pid == 0:
             try:
