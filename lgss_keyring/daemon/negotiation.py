@@ -125,11 +125,6 @@ class Negotiation:
         return MACHINE if self.requestor == 0 else MACHINE_FOR_USERS
 
     @property
-    def speaker(self) -> str:
-        """Who says what a worker says: an ordinary user's is under that user's control."""
-        return "" if self.request.is_machine else f"worker of uid {self.request.uid} says: "
-
-    @property
     def phase_of_work(self) -> str:
         """The phase after the credential.  Of all tokens lgssd sees only those for Lustre."""
         return metrics.KDC if self.request.key_type == "lgssc" else metrics.KDC_AND_SERVER
@@ -182,7 +177,7 @@ class Negotiation:
                 self._pool.ended(worker, self._job)
             if self.answer is None and not self.is_closed:
                 self.phases.enter(metrics.UPDATE)
-                self.finish(self._attributed(decoded))
+                self.finish(decoded.said_by(self.request.speaker))
         elif isinstance(decoded, worker_messages.CredentialReady):
             if self.is_ready:
                 raise worker_messages.ProtocolError("a credential where none was due from the worker")
@@ -203,14 +198,7 @@ class Negotiation:
                 raise worker_messages.ProtocolError(
                     f"more than {worker_messages.STEP_LIMIT} steps from the worker"
                 )
-            self.log.event(level, f"{self.subject}: {self.speaker}{text}", step="negotiation")
-
-    def _attributed(self, answer: Answer) -> Answer:
-        failure = answer.failure
-        if failure is None or not self.speaker:
-            return answer
-        values = {**failure.__dict__, "reason": f"{self.speaker}{failure.reason}"}
-        return Answer.of_failure(Failed(**values))
+            self.log.event(level, f"{self.subject}: {self.request.speaker}{text}", step="negotiation")
 
     def worker_ended(self, how: str) -> None:
         """The worker has ended: another one begins anew, or the request has failed."""
@@ -257,7 +245,7 @@ class Negotiation:
                 hint = f"somebody has stopped (SIGSTOP) the processes of that user; {hint}"
             self.fail(Failed(errno.ETIMEDOUT, 0, Kind.RESOURCES, reason, hint))
             return
-        last = f"; last step: {self.speaker}{step}" if step and current == self._job else ""
+        last = f"; last step: {self.request.speaker}{step}" if step and current == self._job else ""
         hint = "a KDC or name service that does not answer is the usual cause; "
         error = LimitError(f"no answer within {due}{last}", hint=f"{hint}{due.setting} sets this limit")
         self.fail(Failed.by(error))

@@ -24,7 +24,7 @@ from lgss_keyring.monitor import failures, init_channel, key_answer
 from lgss_keyring.monitor.deadline import Deadline
 from lgss_keyring.monitor.limits import FORGED_PATIENCE, MARGIN
 from lgss_keyring.system.log import Log
-from lgss_keyring.worker import identity, namespaces
+from lgss_keyring.worker import namespaces, work
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -177,10 +177,8 @@ class Upcall(Negotiation):
         self._writing_since = time.monotonic()
         self.phases.enter(metrics.SERVER)
         gid, from_passwd = worker.gid
-        if not from_passwd:
-            gid = request.requestor_gid if request.requestor_uid == request.uid else request.gid
-            if request.uid and not gid and request.requestor_uid == 0:
-                gid = identity.NOGROUP
+        if not from_passwd:  # it is that of the request for which the worker was made
+            gid = work.claimed_group(request)
         service = request.lustre_service | init_channel.MECHANISM_NUMBERS[request.mechanism] << 16
         # A negotiation makes two tries.  Others must not add up to hours.
         limit = max(1, int(min(self._reply_timeout, 2 * self._reply_timeout - self._spent)))

@@ -74,6 +74,12 @@ class UpcallRequest(Callout):
         return bool(self.flags)
 
     @property
+    def speaker(self) -> str:
+        """What stands before the words of this request's worker: an ordinary user's is under that user's
+        control, and a line of the log must not read as if root's process had found this out."""
+        return "" if self.is_machine else f"worker of uid {self.uid} says: "
+
+    @property
     def target(self) -> str:
         """The target, for logs."""
         return f"{self.obd_name}@0x{self.target_nid:x}"

@@ -75,6 +75,15 @@ class Answer(Record):
     initiator: str
     failure: Failed | None
 
+    def said_by(self, speaker: str) -> Answer:
+        """This answer; a failure's reason begins with ``speaker``
+        (:attr:`lgss_keyring.formats.callout.UpcallRequest.speaker`)."""
+        if self.failure is None or not speaker:
+            return self
+        return Answer.of_failure(
+            Failed(**{**self.failure.__dict__, "reason": f"{speaker}{self.failure.reason}"})
+        )
+
     @classmethod
     def of_failure(cls, failure: Failed) -> Answer:
         """The answer for ``failure``."""

@@ -53,16 +53,11 @@ def serve(
     def serve_as_user(connection: MonitorConnection) -> Established | Failed:
         return work.run(request, settings, monitor, forked, connection)
 
-    subject = f"key {request.key}"
-    # A user's worker is under that user's control (docs/security.md, "What runs as whom"): the
-    # line must not read as if root's process had found this out.
-    speaker = "" if request.is_machine else f"worker of uid {request.uid} says: "
-
     def report(level: str, text: str) -> None:
-        log.event(level, f"{subject}: {speaker}{text}", step="negotiation")
+        log.event(level, f"key {request.key}: {request.speaker}{text}", step="negotiation")
 
     # The code of a container runs in there (its name service, its plug-ins of libkrb5), so
     # the worker gets a pid namespace of its own and sees no process out here.
     hidden = not request.is_machine and namespaces.foreign(request.pid)
-    worker = WorkerProcess(serve_as_user, writer, hidden, speaker)
+    worker = WorkerProcess(serve_as_user, writer, hidden, request.speaker)
     return worker.wait(deadline, report, credential_ready, credential_deadline)

@@ -191,7 +191,7 @@ class WorkerProcess:
                 raise self._died()
             decoded = worker_messages.unpack(message)
             if isinstance(decoded, Answer):
-                return self._attributed(decoded)
+                return decoded.said_by(self._speaker)
             if isinstance(decoded, worker_messages.Group):
                 if steps or is_ready or self._gid is not None:
                     raise worker_messages.ProtocolError("a group where none was due from the worker")
@@ -229,15 +229,6 @@ class WorkerProcess:
             hint="a KDC or name service that does not answer is the usual cause; "
             f"{deadline.setting} sets this limit",
         )
-
-    def _attributed(self, answer: Answer) -> Answer:
-        """``answer``, with the worker named before a failure's reason.  A user's worker is under that
-        user's control, and the line must not read as if root's process had found this out."""
-        failure = answer.failure
-        if failure is None or not self._speaker:
-            return answer
-        values = {**failure.__dict__, "reason": f"{self._speaker}{failure.reason}"}
-        return Answer.of_failure(Failed(**values))
 
     def _receive(self, length: int, flags: int = 0) -> bytes:
         try:

@@ -58,15 +58,18 @@ def run(
 
 
 def primary_group(request: UpcallRequest) -> tuple[int, bool]:
-    """The gid that the worker takes, and whether it is from passwd(5): for a user without an entry there
-    it is the requestor's if the requestor is that user, else that of the callout."""
+    """The gid that the worker takes, and whether it is from passwd(5)."""
     known = identity.primary_group(request.uid)
-    if known is not None:
-        return known, True
+    return (claimed_group(request), False) if known is None else (known, True)
+
+
+def claimed_group(request: UpcallRequest) -> int:
+    """The gid for a user without an entry in passwd(5): the requestor's if the requestor is that user,
+    else that of the callout."""
     gid = request.requestor_gid if request.requestor_uid == request.uid else request.gid
     if request.uid and not gid and request.requestor_uid == 0:
         gid = identity.NOGROUP  # root's own, not this user's
-    return gid, False
+    return gid
 
 
 def _become_user(
