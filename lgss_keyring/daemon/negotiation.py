@@ -13,7 +13,7 @@ import time
 from lgss_keyring.daemon import limits, metrics
 from lgss_keyring.daemon.resident_worker import MACHINE, MACHINE_FOR_USERS, ClosedError
 from lgss_keyring.formats import job_messages, worker_messages
-from lgss_keyring.formats.errors import SHORTAGE_HINT, Kind, LimitError
+from lgss_keyring.formats.errors import SHORTAGE_HINT, Kind
 from lgss_keyring.formats.outcome import Answer, Failed
 from lgss_keyring.monitor.deadline import Deadline
 
@@ -239,15 +239,11 @@ class Negotiation:
             self._release()
             self._pool.kill(worker, "a request of the same user took too long")
         if worker.gid is None or not (self.is_begun or current == self._job):
-            reason = "this machine is short of something: the worker had not begun when its time was over"
-            hint = f"it is overloaded, or its name service hangs; {due.setting} sets the limit"
+            error = due.not_begun()
             if is_stopped:
-                hint = f"somebody has stopped (SIGSTOP) the processes of that user; {hint}"
-            self.fail(Failed(errno.ETIMEDOUT, 0, Kind.RESOURCES, reason, hint))
-            return
-        last = f"; last step: {self.request.speaker}{step}" if step and current == self._job else ""
-        hint = "a KDC or name service that does not answer is the usual cause; "
-        error = LimitError(f"no answer within {due}{last}", hint=f"{hint}{due.setting} sets this limit")
+                error.hint = f"somebody has stopped (SIGSTOP) the processes of that user; {error.hint}"
+        else:
+            error = due.no_answer(f"{self.request.speaker}{step}" if step and current == self._job else "")
         self.fail(Failed.by(error))
 
     def fail(self, failure: Failed) -> None:

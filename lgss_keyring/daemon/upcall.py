@@ -20,8 +20,7 @@ from lgss_keyring.formats.wiping import wipe
 from lgss_keyring.front import known_failure, lgssd_messages
 from lgss_keyring.front.answer import FAILURE_LIFE
 from lgss_keyring.front.arguments import Call
-from lgss_keyring.monitor import failures, init_channel, key_answer
-from lgss_keyring.monitor.deadline import Deadline
+from lgss_keyring.monitor import deadline, failures, init_channel, key_answer
 from lgss_keyring.monitor.limits import FORGED_PATIENCE, MARGIN
 from lgss_keyring.system.log import Log
 from lgss_keyring.worker import namespaces, work
@@ -105,18 +104,10 @@ class Upcall(Negotiation):
         return not (request.is_machine and self._is_known_to_fail())
 
     def _set_deadlines(self) -> None:
-        upcall = self._settings.upcall
-        limit, setting = float(upcall.timeout), "[upcall] timeout"
-        latest = self.call.timeout - MARGIN
-        if self.call.key_type == "user" and latest < limit:
-            limit, setting = latest, "--timeout in the request-key rule"
-        self.deadline = Deadline(self.started + limit, limit, setting)
-        self._patience_limit = limit + MARGIN
+        self.deadline = deadline.of_upcall(self._settings, self.call, self.started)
+        self._patience_limit = self.deadline.seconds + MARGIN
         if self.call.is_machine:
-            wait, setting = float(upcall.machine_wait), "[upcall] machine_wait"
-            if latest < wait:
-                wait, setting = latest, "--timeout in the request-key rule"
-            self.word_due = Deadline(min(self.started + latest, self.deadline.at), wait, setting)
+            self.word_due = deadline.of_word(self._settings, self.call, self.started, self.deadline)
 
     def _is_known_to_fail(self) -> bool:
         """Whether a note says that this request of the machine's fails; answers it then.  (A user's
@@ -209,7 +200,7 @@ class Upcall(Negotiation):
         self.phases.enter(metrics.KDC)
         self._spent += took
         due = self.deadline
-        self.deadline = Deadline(due.at + took, due.seconds, due.setting)
+        self.deadline = deadline.Deadline(due.at + took, due.seconds, due.setting)
         if message.errno:
             error = init_channel.write_error(self._path, message.errno)
             self.tell_worker(worker_messages.pack_outcome(Failed.by(error)))

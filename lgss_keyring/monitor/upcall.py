@@ -19,8 +19,7 @@ from lgss_keyring.formats import callout
 from lgss_keyring.formats.errors import SHORTAGE, SHORTAGE_HINT, Kind, LgssError
 from lgss_keyring.formats.outcome import Answer, Failed
 from lgss_keyring.front import answer as front_answer
-from lgss_keyring.monitor import failures, init_channel, key_answer, service, worker_process
-from lgss_keyring.monitor.deadline import Deadline
+from lgss_keyring.monitor import deadline, failures, init_channel, key_answer, service, worker_process
 from lgss_keyring.monitor.limits import FORGED_PATIENCE, MARGIN
 from lgss_keyring.system import config_file
 from lgss_keyring.system.log import Log
@@ -200,29 +199,21 @@ class Upcall:
         return key_answer.give(self._key, self._call.key_type, answer, self._deadline, self._log, more)
 
     def _negotiate(self, request: UpcallRequest, settings: Config) -> Answer:
-        limit, setting = float(settings.upcall.timeout), "[upcall] timeout"
-        if request.key_type == "user" and self._call.timeout - MARGIN < limit:
-            limit, setting = self._call.timeout - MARGIN, "--timeout in the request-key rule"
-        deadline = Deadline(self._started + limit, limit, setting)
-        self._deadline = deadline.at
-        word_due: Deadline | None = None
+        due = deadline.of_upcall(settings, self._call, self._started)
+        self._deadline = due.at
+        word_due = None
         if self._front.is_due:
-            # The front's alarm ends it after --timeout: the word has to come before.
-            wait, wait_setting = float(settings.upcall.machine_wait), "[upcall] machine_wait"
-            latest = self._call.timeout - MARGIN
-            if latest < wait:
-                wait, wait_setting = latest, "--timeout in the request-key rule"
-            word_due = Deadline(min(self._started + latest, deadline.at), wait, wait_setting)
+            word_due = deadline.of_word(settings, self._call, self._started, due)
         answer = service.serve(
             request,
             settings,
             self._forked,
-            deadline,
+            due,
             self._log,
             self._credential_ready if word_due else None,
             word_due,
         )
-        self._deadline = max(deadline.at, time.monotonic() + MARGIN)
+        self._deadline = max(due.at, time.monotonic() + MARGIN)
         if request.is_machine and request.requestor_uid != 0:
             self._deadline = min(self._deadline, time.monotonic() + FORGED_PATIENCE)
         return answer

@@ -219,16 +219,8 @@ class WorkerProcess:
 
     def _late(self, deadline: Deadline) -> LimitError:
         if not self._phase:
-            return LimitError(
-                "this machine is short of something: the worker had not begun when its time was over",
-                kind=Kind.RESOURCES,
-                hint=f"it is overloaded, or its name service hangs; {deadline.setting} sets the limit",
-            )
-        return LimitError(
-            f"no answer within {deadline}; last step: {self._speaker}{self._phase}",
-            hint="a KDC or name service that does not answer is the usual cause; "
-            f"{deadline.setting} sets this limit",
-        )
+            return deadline.not_begun()
+        return deadline.no_answer(f"{self._speaker}{self._phase}")
 
     def _receive(self, length: int, flags: int = 0) -> bytes:
         try:
