@@ -44,18 +44,19 @@ class Dispatcher:
         self._all: set[Negotiation] = set()
         self._changed: list[Negotiation] = []
         """Those that have ended, or need a worker again."""
-        self.scrapes = Scrapes(self, lambda: settings.current, selector, log, in_child)
-
-        def close_in_child() -> None:
-            self.scrapes.close_in_child()
-            in_child()
-
-        self.pool = Pool(selector, run, log, close_in_child)
-        self.reaper = Reaper(self.pool, log)
+        self._in_child = in_child
+        self.pool = Pool(selector, run, log, self._close_in_child)
         self.metrics = self.pool.metrics
-        self.renewals = Renewals(lambda: settings.current, log, close_in_child)
+        self.reaper = Reaper(self.pool, log)
+        self.scrapes = Scrapes(self, lambda: settings.current, selector, log, self._close_in_child)
+        self.renewals = Renewals(lambda: settings.current, log, self._close_in_child)
         self._numbers: dict[int, int] = {}
         self._looked_at_workers = self._looked_at_clocks = 0.0
+
+    def _close_in_child(self) -> None:
+        self.scrapes.close_in_child()
+        self.pool.close_in_child()
+        self._in_child()
 
     @property
     def timeout(self) -> float:

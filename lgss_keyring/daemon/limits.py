@@ -162,3 +162,20 @@ IDLE_LIFE_SECONDS = 300.0
 ENDING_SECONDS = 1.0
 """How long requests at work may take when lgssd ends.  Then their upcalls' own processes do the work, so
 a request loses no more time than this."""
+
+# Renewals of the machine's tickets (lgss_keyring/daemon/renewals.py).
+
+RENEWAL_LOOK_SECONDS = 300.0
+"""How often the tickets are looked at, whatever happens: an upcall may have got one that lives shorter."""
+
+NOTES_SECONDS = 60.0
+"""How often the folder of notes of uses is looked at where there is nothing else to do..."""
+
+NOTES_SOON_SECONDS = 2.0
+"""...and at most, where there is."""
+
+FAILURE_FORGOTTEN_SECONDS = 24 * 3600.0
+"""A failed renewal is forgotten so long after the next attempt would have been due."""
+
+RENEWAL_MESSAGES_BYTES = 1 << 16
+"""What the process of a renewal may say, and what a pipe holds."""

@@ -138,9 +138,7 @@ class Pool:
         return worker
 
     def _become_worker(self, own_end: socket.socket) -> None:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)  # before its pipe is closed; the worker forgets the signals themselves
         own_end.close()
         self._in_child()
         oom.set_score(oom.ORDINARY)

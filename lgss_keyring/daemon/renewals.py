@@ -4,7 +4,7 @@
 so nothing of it runs in lgssd's loop.  The loop forks a process that looks at the tickets, renews one
 at most, says when the next is due, and ends.  There is one at a time, and it is killed after
 ``[upcall] timeout``.  A process costs some milliseconds, and looks are rare: when the next renewal is due,
-when the folder of the notes of uses has changed, and every :data:`LOOK_SECONDS`.
+when the folder of the notes of uses has changed, and every :data:`~.limits.RENEWAL_LOOK_SECONDS`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import os
 import signal
 import time
 
+from lgss_keyring.daemon import forked, limits
 from lgss_keyring.formats.errors import Kind, LgssError
 from lgss_keyring.formats.outcome import Failed
-from lgss_keyring.front import oom
 from lgss_keyring.system import keyrings
-from lgss_keyring.worker import confinement, identity, krb5_library
+from lgss_keyring.worker import krb5_library
 from lgss_keyring.worker.creds import renewal, uses
 
 TYPE_CHECKING = False
@@ -27,17 +27,6 @@ if TYPE_CHECKING:
 
     from lgss_keyring.formats.config import Config
     from lgss_keyring.system.log import Log
-
-LOOK_SECONDS = 300.0
-"""How often the tickets are looked at, whatever happens: an upcall may have got one that lives shorter."""
-NOTES_SECONDS = 60.0
-"""How often the folder of notes is looked at where there is nothing else to do..."""
-NOTES_SOON_SECONDS = 2.0
-"""...and at most, where there is."""
-FORGOTTEN_SECONDS = 24 * 3600.0
-"""A failure is forgotten so long after the next attempt would have been due."""
-_MESSAGES_BYTES = 1 << 16
-"""What a process may say, and what a pipe holds."""
 
 
 class Renewals:
@@ -58,6 +47,8 @@ class Renewals:
         self._looked_at_notes = 0.0
         self._has_turned = False
         self._notes: tuple[int, int] | None = None
+        self._has_tickets = False
+        """Whether any are in use, as far as was seen."""
         self._pid = 0
         self._results = -1
         self._deadline = 0.0
@@ -73,15 +64,15 @@ class Renewals:
         """Whether tickets in use wait for their renewal: lgssd should stay, then."""
         return self.has_process or self._has_tickets
 
-    _has_tickets = False
-
     @property
     def timeout(self) -> float:
         """Seconds until :meth:`turn` has to be called again, whatever comes."""
         now = time.monotonic()
         if self._pid:
             return max(0.0, min(self._deadline - now, 1.0)) if not self._is_killed else 1.0
-        notes = self._looked_at_notes + (NOTES_SOON_SECONDS if self._has_turned else NOTES_SECONDS)
+        notes = self._looked_at_notes + (
+            limits.NOTES_SOON_SECONDS if self._has_turned else limits.NOTES_SECONDS
+        )
         return max(0.0, min(self._next, notes) - now)
 
     def turn(self) -> None:
@@ -93,7 +84,7 @@ class Renewals:
             self._start(now)
 
     def _notes_have_changed(self, now: float) -> bool:
-        if now < self._looked_at_notes + NOTES_SOON_SECONDS:
+        if now < self._looked_at_notes + limits.NOTES_SOON_SECONDS:
             self._has_turned = True
             return False
         before, self._notes = self._notes, self._look_at_notes()
@@ -109,7 +100,7 @@ class Renewals:
 
     def _start(self, now: float) -> None:
         settings = self._settings()
-        self._next = now + LOOK_SECONDS
+        self._next = now + limits.RENEWAL_LOOK_SECONDS
         # Before the look, so that what comes meanwhile is seen as a change.
         self._notes = self._look_at_notes()
         self._looked_at_notes, self._has_turned, self._has_tickets = now, False, False
@@ -127,7 +118,9 @@ class Renewals:
         if pid == 0:
             try:
                 os.close(reading)
-                self._become_worker(lgssd, writing, settings)
+                forked.begin(lgssd, settings, self._in_child, writing)
+                # A user's worker, which lgssd has forked too, may have linked a keyring into lgssd's own.
+                keyrings.leave_session()
                 self._work(writing, settings)
                 os._exit(0)
             except Exception as error:
@@ -139,25 +132,6 @@ class Renewals:
         self._deadline = now + settings.upcall.timeout
 
     # In the process that was forked.
-
-    def _become_worker(self, lgssd: int, writing: int, settings: Config) -> None:
-        identity.stay_undumpable()
-        identity.die_with(lgssd)
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        self._in_child()
-        for name in os.listdir("/proc/self/fd"):
-            if int(name) > 2 and int(name) != writing:
-                try:
-                    os.close(int(name))
-                except OSError:
-                    pass  # the listing's own, or closed already
-        oom.set_score(oom.ORDINARY)
-        confinement.bound()
-        # The worker of a user, which lgssd has forked too, may have linked a keyring into lgssd's own.
-        keyrings.leave_session()
-        identity.replace_environment(settings.krb5.config, settings.names.canonicalize)
 
     def _work(self, writing: int, settings: Config) -> None:
         """Renew the ticket that is due, if one is, and say what is next."""
@@ -231,7 +205,7 @@ class Renewals:
     def _take(self, status: int, now: float) -> None:
         """Take what the process has said."""
         try:
-            said = os.read(self._results, _MESSAGES_BYTES).splitlines()
+            said = os.read(self._results, limits.RENEWAL_MESSAGES_BYTES).splitlines()
         except BlockingIOError:
             said = []
         os.close(self._results)
@@ -240,7 +214,7 @@ class Renewals:
             return  # nothing is in use, or it could not look
         message = json.loads(said[-1])
         self._has_tickets = True
-        old = time.time() - FORGOTTEN_SECONDS
+        old = time.time() - limits.FAILURE_FORGOTTEN_SECONDS
         for path in [each for each, failure in self._failures.items() if failure.not_before < old]:
             del self._failures[path]
         path, failure = message["path"], message["failure"]

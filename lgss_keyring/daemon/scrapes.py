@@ -19,11 +19,9 @@ import signal
 import socket
 import time
 
-from lgss_keyring.daemon import limits, listener, metrics
-from lgss_keyring.front import oom
+from lgss_keyring.daemon import forked, limits, listener, metrics
 from lgss_keyring.monitor import priority
 from lgss_keyring.system import own_folder
-from lgss_keyring.worker import confinement, identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -112,7 +110,7 @@ class Scrapes:
         self._next_file = time.monotonic() + limits.TEXTFILE_SECONDS
         path = self._settings().metrics.textfile
         if path and not self._writer:
-            self._writer = self._fork(lambda: self._write_file(path), self._file_is_good)
+            self._writer = self._fork(lambda: self._write_file(path), -1, self._file_is_good)
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -122,15 +120,16 @@ class Scrapes:
             return
         with connection:
             number = len(self._scrapes) - (self._writer in self._scrapes)
-            if number >= limits.SCRAPES or not self._fork(lambda: self._answer(connection)):
+            fits = number < limits.SCRAPES
+            if not fits or not self._fork(lambda: self._answer(connection), connection.fileno()):
                 try:
                     connection.send(b"HTTP/1.0 503 Service Unavailable\r\n\r\n", socket.MSG_DONTWAIT)
                 except OSError:
                     pass  # it is gone
 
-    def _fork(self, work: Callable[[], None], tells: bool = True) -> int:
-        """Do ``work`` in a process; returns its pid, 0 if there can be none.  ``tells``: if it fails, the
-        log says so."""
+    def _fork(self, work: Callable[[], None], kept: int, tells: bool = True) -> int:
+        """Do ``work`` in a process, which keeps the descriptor ``kept`` alone; returns its pid, 0 if there
+        can be none.  ``tells``: if it fails, the log says so."""
         lgssd = os.getpid()
         try:
             pid = os.fork()
@@ -140,7 +139,7 @@ class Scrapes:
         if pid == 0:
             try:
                 gc.disable()  # it would write to all pages, which are shared with lgssd
-                self._begin_process(lgssd)
+                self._begin_process(lgssd, kept)
                 work()
                 os._exit(0)
             except Exception as error:
@@ -162,22 +161,11 @@ class Scrapes:
             found.append((worker.owner < 0, state))
         return found
 
-    def _begin_process(self, lgssd: int) -> None:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM):
-            signal.signal(number, signal.SIG_DFL)
-        identity.stay_undumpable()
-        identity.die_with(lgssd)
-        signal.alarm(limits.SCRAPE_SECONDS)
+    def _begin_process(self, lgssd: int, kept: int) -> None:
         self._workers = self._look_at_workers()  # while their pages are there
-        self.close_in_child()
-        self._in_child()
-        self._dispatcher.pool.close_in_child()
+        forked.begin(lgssd, self._settings(), self._in_child, kept)
+        signal.alarm(limits.SCRAPE_SECONDS)
         priority.lower(limits.SCRAPE_NICE)
-        oom.set_score(oom.ORDINARY)
-        confinement.bound()
-        settings = self._settings()
-        identity.replace_environment(settings.krb5.config, settings.names.canonicalize)
 
     def _answer(self, connection: socket.socket) -> None:
         connection.setblocking(True)

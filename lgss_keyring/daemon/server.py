@@ -164,4 +164,3 @@ class Server:
         os.close(self._signals)
         for each in self._sockets:
             each.close_in_child()
-        self._dispatcher.pool.close_in_child()

@@ -115,6 +115,16 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
+def forget_signals() -> None:
+    """Undo what the process that forked this one did with signals: here they do what they do by default,
+    none is blocked, and no alarm is set."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def fork_hidden() -> int:
     """fork(2) into a new pid namespace: the child, its process 1, can name no process of
     ours, and all that it starts ends with it.  Raises OSError."""

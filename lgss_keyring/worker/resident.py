@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 
 from lgss_keyring.formats import job_messages
 from lgss_keyring.formats.outcome import Failed
@@ -65,11 +64,7 @@ def run(
 def _leave_behind(connection: socket.socket, settings: Config) -> None:
     """Give up what lgssd has and a user's process must not have."""
     identity.die_with(os.getppid())
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    identity.forget_signals()
     monitor_connection.close_descriptors_but(connection.fileno())
     null = os.open("/dev/null", os.O_RDWR)
     for standard in range(3):
