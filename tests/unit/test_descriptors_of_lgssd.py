@@ -29,7 +29,11 @@ def in_a_child(soft: int, hard: int, work: Callable[[], int]) -> int:
     ("hard", "allowed", "upcalls"),
     [
         (1024, 1024, 1024 - limits.OTHER_DESCRIPTORS),
-        (1 << 16, limits.UPCALLS + limits.OTHER_DESCRIPTORS, limits.UPCALLS),
+        (
+            limits.UPCALLS + limits.OTHER_DESCRIPTORS + 1,
+            limits.UPCALLS + limits.OTHER_DESCRIPTORS,
+            limits.UPCALLS,
+        ),
         (300, 300, limits.FEWEST_UPCALLS),
     ],
 )
