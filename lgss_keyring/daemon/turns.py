@@ -48,10 +48,9 @@ class Turns:
         else:
             self._at_work.pop(request.line, None)
 
-    def serve(self, start: Callable[[Negotiation], bool], most: int) -> int:
-        """Call ``start`` for up to ``most`` requests whose turn it is, and return for how many.  If it
-        returns False that request waits on, and with it all of its line.  It sets ``has_turn`` of one
-        that is at work from now on."""
+    def serve(self, start: Callable[[Negotiation], bool], most: int) -> None:
+        """Call ``start`` for up to ``most`` requests whose turn it is.  If it returns False that request
+        waits on, and with it all of its line.  It sets ``has_turn`` of one that is at work from now on."""
         served = 0
         stuck: set[Line] = set()
         while served < most:
@@ -76,7 +75,6 @@ class Turns:
                     served += 1
                 if served >= most:
                     break
-        return served
 
     @staticmethod
     def _limit(line: Line) -> int:
