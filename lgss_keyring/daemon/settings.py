@@ -10,7 +10,7 @@ from lgss_keyring.formats.nid import PTL4, Nid
 from lgss_keyring.front.lgssd import WORD_FILE
 from lgss_keyring.monitor import init_channel
 from lgss_keyring.monitor.upcall import DEBUG_LEVELS
-from lgss_keyring.system import config_file
+from lgss_keyring.system import config_file, fingerprint
 from lgss_keyring.worker import krb5_conf, names
 
 TYPE_CHECKING = False
@@ -33,21 +33,11 @@ class Settings:
         self.current: Config = config_file.load(path)
         self._is_good = True
         self._seen = self._fingerprint()
-        self._krb5_paths: list[str] = []
-        self._krb5: tuple[object, ...] = ()
-        self._krb5 = self._krb5_fingerprint()
+        self._krb5_files = krb5_conf.files(self.current.krb5)
         self._users = _users_fingerprint()
 
-    def _fingerprint(self) -> tuple[object, ...]:
-        return _identity(self.path or DEFAULT_PATH)
-
-    def _krb5_fingerprint(self) -> tuple[object, ...]:
-        """That of krb5.conf and all that it includes.  They are only read again if one has changed."""
-        marks = tuple(_identity(path) for path in self._krb5_paths)
-        if not marks or marks != self._krb5:
-            self._krb5_paths = [file.rsplit(" ", 1)[0] for file in krb5_conf.files(self.current.krb5)]
-            marks = tuple(_identity(path) for path in self._krb5_paths)
-        return marks
+    def _fingerprint(self) -> str:
+        return fingerprint.of(self.path or DEFAULT_PATH)
 
     def look(self) -> bool:
         """Read again what has changed; returns whether anything that workers have loaded has.  While the
@@ -55,9 +45,8 @@ class Settings:
         is_changed = self._fingerprint() != self._seen
         if is_changed:
             self.reload()
-        krb5 = self._krb5_fingerprint()
-        if krb5 != self._krb5:
-            self._krb5 = krb5
+        if krb5_conf.have_changed(self._krb5_files):
+            self._krb5_files = krb5_conf.files(self.current.krb5)
             is_changed = True
         users = _users_fingerprint()
         if users != self._users:
@@ -68,13 +57,13 @@ class Settings:
     def reload(self) -> str:
         """Read the file now; returns what is wrong with it, empty if nothing is."""
         self._seen = self._fingerprint()
-        self._krb5_paths = []
         try:
             self.current = config_file.load(self.path)
         except LgssError as error:
             self._is_good = False
             return error.reason
         self._is_good = True
+        self._krb5_files = krb5_conf.files(self.current.krb5)
         self._write_word_ms()
         return ""
 
@@ -114,13 +103,5 @@ class Settings:
         return self.current.log.level
 
 
-def _users_fingerprint() -> tuple[object, ...]:
-    return tuple(_identity(path) for path in USERS)
-
-
-def _identity(path: str) -> tuple[object, ...]:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        return path, error.errno
-    return path, status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+def _users_fingerprint() -> list[str]:
+    return [fingerprint.of(path) for path in USERS]

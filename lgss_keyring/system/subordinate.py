@@ -6,7 +6,7 @@ Only the file is read: ranges that a name service gives are not known here.
 
 from __future__ import annotations
 
-import os
+from lgss_keyring.system import fingerprint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ BYTES = 1 << 18
 ANSWERS = 4096
 """How many answers are kept; to look through ten thousand ranges takes milliseconds."""
 
-_seen: tuple[object, ...] = ()
+_seen = ""
 """What the file was when it was read."""
 _ranges: list[tuple[int, int]] = []
 _answers: dict[int, int] = {}
@@ -49,21 +49,14 @@ def _range_of(uid: int) -> int:
 def _look() -> None:
     """Read the file, if it has changed."""
     global _seen, _ranges
+    seen = fingerprint.of(PATH)
+    if seen == _seen:
+        return
     try:
-        status = os.stat(PATH)
-        seen: tuple[object, ...] = (
-            PATH,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
-            status.st_size,
-            status.st_ino,
-        )
-        if seen == _seen:
-            return
         with open(PATH, "rb") as file:
             lines = file.read(BYTES).split(b"\n")
     except OSError:
-        seen, lines = (), []
+        seen, lines = "", []  # look again at the next question
     _seen, _ranges = seen, []
     _answers.clear()
     for line in lines:

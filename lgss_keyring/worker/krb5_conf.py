@@ -12,6 +12,7 @@ import stat
 
 from lgss_keyring.formats.errors import ConfigError, Kind
 from lgss_keyring.formats.outcome import Failed
+from lgss_keyring.system import fingerprint
 from lgss_keyring.worker import identity, limits, paths
 
 TYPE_CHECKING = False
@@ -77,8 +78,8 @@ def files(settings: Krb5) -> tuple[str, ...]:
     """krb5.conf, and all files and folders that it includes, each with a fingerprint: two results differ
     if libkrb5 may read something else.
 
-    A path and ``inode:size:times`` with a blank between, or ``-`` for what is not there.  Only a file
-    of root's is read, the others are looked at: root calls this, too.
+    A path, a blank, and what :func:`~lgss_keyring.system.fingerprint.of` returns.  Only a file of root's
+    is read, the others are looked at: root calls this, too.
     """
     found: dict[str, str] = {}
     waiting = (settings.config or identity.DEFAULT_KRB5_CONFIG).split(":")[::-1]
@@ -90,11 +91,17 @@ def files(settings: Krb5) -> tuple[str, ...]:
     return tuple(f"{path} {mark}" for path, mark in found.items())
 
 
+def have_changed(known: Sequence[str]) -> bool:
+    """Whether any of the files ``known``, a result of :func:`files`, is not what it was.  Reads none."""
+    return any(fingerprint.of(path) != mark for path, _, mark in (each.rpartition(" ") for each in known))
+
+
 def _look_at(path: str) -> tuple[str, list[str]]:
     """The fingerprint of a file or folder, and the paths that it includes."""
+    mark = fingerprint.NO_FILE
     try:
         status = os.stat(path)
-        mark = f"{status.st_dev}.{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+        mark = fingerprint.of_status(status)
         if stat.S_ISDIR(status.st_mode):
             return mark, [f"{path}/{name}" for name in sorted(os.listdir(path)) if _is_included(name)]
         if not stat.S_ISREG(status.st_mode) or status.st_uid != 0:
@@ -105,7 +112,7 @@ def _look_at(path: str) -> tuple[str, list[str]]:
         finally:
             os.close(descriptor)
     except (OSError, ValueError):
-        return "-", []
+        return mark, []  # of a file that cannot be read, too: else it would seem to change at each look
     words = (line.split(None, 1) for line in text.split(b"\n") if line.lstrip().startswith(b"include"))
     return mark, [
         os.fsdecode(each[1].strip())

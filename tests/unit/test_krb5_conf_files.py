@@ -54,8 +54,10 @@ def test_all_that_is_included_is_found_once(conf: Path) -> None:
 def test_a_change_is_seen(conf: Path, change: Callable[[Path], object]) -> None:
     before = krb5_conf.files(Krb5(config=str(conf)))
     assert krb5_conf.files(Krb5(config=str(conf))) == before
+    assert not krb5_conf.have_changed(before)
     change(conf.parent)
     assert krb5_conf.files(Krb5(config=str(conf))) != before
+    assert krb5_conf.have_changed(before)
 
 
 @needs_root
